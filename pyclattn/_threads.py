@@ -1,0 +1,160 @@
+"""The only owner of threads.
+
+A kernel draws its tasks from a shared counter, so a call needs one hand-over per thread, however many tasks there
+are. Threads sleep between calls (no spinning), are made when first needed, and are forgotten in a forked child, which
+makes its own. The caller works too: a call finishes even if every other thread is busy elsewhere.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+
+from pyclattn import _config
+from pyclattn.errors import ArgumentError, DTypeError
+
+
+def _cgroup_quota() -> float:
+    """CPUs the container may use by its cgroup quota (version 2 or 1), or infinity."""
+    try:
+        paths = [line.rstrip("\n").split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return float("inf")
+    quota = float("inf")
+    for _, controllers, path in (p for p in paths if len(p) == 3):
+        root = Path("/sys/fs/cgroup") / ("cpu" if controllers else "")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        here = root / path.lstrip("/")
+        for folder in (here, *here.parents):  # a parent's limit binds its children
+            try:
+                if controllers:
+                    limit = int((folder / "cpu.cfs_quota_us").read_text())
+                    period = int((folder / "cpu.cfs_period_us").read_text())
+                else:
+                    first, second = (folder / "cpu.max").read_text().split()
+                    limit, period = (-1 if first == "max" else int(first)), int(second)
+            except (OSError, ValueError):
+                limit, period = -1, 1
+            if limit > 0 and period > 0:
+                quota = min(quota, limit / period)
+            if folder == root:
+                break
+    return quota
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: affinity and cgroup quota (rounded up), at least 1."""
+    try:
+        affinity = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        affinity = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, affinity if quota >= affinity else int(-(-quota // 1)))
+
+
+_default: int | None = None
+
+
+def resolve(n_threads: int | None) -> int:
+    """``n_threads`` as given, else PYCLATTN_NUM_THREADS, else the CPUs this process may use (looked up once)."""
+    global _default
+    if n_threads is None:
+        configured = _config.num_threads()
+        if configured is not None:
+            return configured
+        if _default is None:
+            _default = available_cpus()
+        return _default
+    if isinstance(n_threads, bool) or not hasattr(n_threads, "__index__"):
+        raise DTypeError(f"n_threads must be a whole number, got {type(n_threads).__name__}")
+    n_threads = n_threads.__index__()
+    if n_threads < 1:
+        raise ArgumentError(f"n_threads must be at least 1, got {n_threads}")
+    return n_threads
+
+
+class _Job:
+    """One function called by several threads at once; a thread that comes too late skips it."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        self.lock = threading.Lock()
+        self.open, self.running = True, 0
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+
+    def help(self) -> None:
+        with self.lock:
+            if not self.open:
+                return
+            self.running += 1
+        try:
+            self.function()
+        except BaseException as error:  # handed to the caller, who raises it
+            self.error = error
+        with self.lock:
+            self.running -= 1
+            if not self.open and self.running == 0:
+                self.finished.set()
+
+    def close(self) -> None:
+        """No thread may join any more; wait for those inside."""
+        with self.lock:
+            self.open = False
+            busy = self.running > 0
+        if busy:
+            self.finished.wait()
+
+
+class _Pool:
+    """Sleeping threads, as many as one call has asked for at most."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.lock = threading.Lock()
+        self.size = 0
+
+    def _loop(self) -> None:
+        while True:
+            self.jobs.get().help()
+
+    def run(self, function: Callable[[], None], n_helpers: int) -> None:
+        if self.size < n_helpers:
+            with self.lock:
+                while self.size < n_helpers:
+                    threading.Thread(target=self._loop, name="pyclattn", daemon=True).start()
+                    self.size += 1
+        job = _Job(function)
+        for _ in range(n_helpers):
+            self.jobs.put(job)
+        try:
+            function()
+        finally:
+            job.close()
+        if job.error is not None:
+            raise job.error
+
+
+_pool = _Pool()
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def run(function: Callable[[], None], n_threads: int) -> None:
+    """Call ``function()`` on up to ``n_threads`` threads at once, this one included; return when all are done.
+
+    The function must share out its own work (kernels draw tasks from a counter) and be right for any number of callers.
+    """
+    if n_threads <= 1:
+        function()
+    else:
+        _pool.run(function, n_threads - 1)
