@@ -92,7 +92,7 @@ class _Job:
             self.running += 1
         try:
             self.function()
-        except BaseException as error:  # handed to the caller, who raises it
+        except BaseException as error:
             self.error = error
         with self.lock:
             self.running -= 1

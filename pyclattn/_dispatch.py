@@ -1,0 +1,98 @@
+"""Which room a kernel comes from. Only `pyclattn.functional` asks.
+
+Each kernel has a reference in NumPy and one fast owner; where the owner is not installed the reference stands in.
+PYCLATTN_BACKEND forces a room for every kernel it owns (the others stay with the reference).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pyclattn import _config, _threads
+from pyclattn.errors import BackendError
+
+ROOMS = {"reference": "pyclattn.reference", "numba": "pyclattn.kernels", "cython": "pyclattn._ext"}
+
+OWNERS = {
+    "attention.attend": "cython",
+    "attention.attend_centroids": "cython",
+    "attention.merge_partials": "numba",
+    "attention.attend_members": "cython",
+    "attention.spread_members": "cython",
+    "clustering.hash_rows": "cython",
+    "clustering.hamming_lloyd": "numba",
+    "clustering.hamming_assign": "numba",
+    "clustering.hamming_update": "numba",
+    "clustering.nearest_assign": "cython",
+    "clustering.sort_by_label": "numba",
+    "clustering.cluster_means": "cython",
+}
+
+_forced_backend: str | None = None
+_resolved: dict[tuple[str, str], tuple[Callable[..., None], bool]] = {}
+
+
+def installed(room: str) -> bool:
+    """Whether a room's compiler or compiled files are there."""
+    try:
+        importlib.import_module("numba" if room == "numba" else f"{ROOMS[room]}.attention")
+    except ImportError:
+        return False
+    return True
+
+
+def _resolve(kernel: str, backend: str) -> tuple[Callable[..., None], bool]:
+    """The function of a kernel, and whether several threads may run it."""
+    owner = OWNERS[kernel]
+    module, name = kernel.split(".")
+    room = owner if backend in ("auto", owner) else "reference"
+    if room != "reference" and not installed(room):
+        if backend != "auto":
+            raise BackendError(f"PYCLATTN_BACKEND={backend} was asked for, but {ROOMS[room]} is not installed")
+        room = "reference"
+    if backend not in ("auto", "reference") and not installed(backend):
+        raise BackendError(f"PYCLATTN_BACKEND={backend} was asked for, but {ROOMS[backend]} is not installed")
+    function = getattr(importlib.import_module(f"{ROOMS[room]}.{module}"), name)
+    return function, room != "reference"
+
+
+def room_of(kernel: str) -> str:
+    """The room a kernel is taken from now: "reference", "numba" or "cython"."""
+    function, _ = _resolve(kernel, _forced_backend or _config.backend())
+    return next(room for room, package in ROOMS.items() if (function.__module__ or "").startswith(package))
+
+
+def launch(kernel: str, n_threads: int, *arguments: Any) -> None:
+    """Run a kernel over all its tasks, on up to ``n_threads`` threads."""
+    backend = _forced_backend or _config.backend()
+    found = _resolved.get((kernel, backend))
+    if found is None:
+        found = _resolved[kernel, backend] = _resolve(kernel, backend)
+    function, is_threaded = found
+    counter = np.zeros(1, np.int64)
+    _threads.run(partial(function, *arguments, counter), n_threads if is_threaded else 1)
+
+
+@contextmanager
+def forced(backend: str | None = None, isa: str | None = None) -> Iterator[None]:
+    """Within the block, take kernels from one room, compiled ones at one instruction set. For tests and benches."""
+    global _forced_backend
+    before = _forced_backend
+    _forced_backend = backend or before
+    chosen = None
+    if isa is not None:
+        tiles = importlib.import_module("pyclattn._ext.isa")
+        chosen = tiles.selected()
+        tiles.select(isa)
+    try:
+        yield
+    finally:
+        _forced_backend = before
+        if chosen is not None:
+            tiles.select(chosen)

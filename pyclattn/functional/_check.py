@@ -1,0 +1,124 @@
+"""At the door: arrays become float32 rows the kernels can read; what does not fit is refused with both numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.errors import ArgumentError, DTypeError, ShapeError
+
+
+def rows(name: str, given: Given, rank: int = 4) -> Float32:
+    """``given`` as float32 of this rank with a contiguous last axis; copied only where its type or strides need it."""
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise ShapeError(f"{name} must be an array of rank {rank}: {error}") from None
+    if array.dtype != np.float32:
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+            raise DTypeError(f"{name} must be float32 (float16 and float64 are converted), got {array.dtype}")
+        array = array.astype(np.float32)
+    if array.ndim != rank:
+        raise ShapeError(f"{name} must have rank {rank}, got shape {array.shape}")
+    size = array.itemsize
+    readable = array.flags.aligned and all(step % size == 0 for step in array.strides)
+    if not readable or (array.shape[-1] > 1 and array.strides[-1] != size):
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def attention_inputs(query: Given, key: Given, value: Given, is_packed: bool) -> tuple[Float32, Float32, Float32]:
+    """Query, key and value as rank 4 (a packed batch gets a batch axis of 1) that fit each other."""
+    rank = 3 if is_packed else 4
+    q, k, v = rows("query", query, rank), rows("key", key, rank), rows("value", value, rank)
+    shapes = f"query {q.shape}, key {k.shape}, value {v.shape}"
+    if is_packed:
+        q, k, v = q[None], k[None], v[None]
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ShapeError(f"query, key and value must have the same batch size, got {shapes}")
+    if k.shape[2] != v.shape[2]:
+        raise ShapeError(f"key and value must have the same length, got {shapes}")
+    if k.shape[1] != v.shape[1]:
+        raise ShapeError(f"key and value must have the same number of heads, got {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise ShapeError(f"query and key must have the same head_dim, got {shapes}")
+    if q.shape[3] == 0:
+        raise ShapeError(f"query and key must have a head_dim of at least 1, got {shapes}")
+    n_heads, n_kv_heads = q.shape[1], k.shape[1]
+    if n_heads != n_kv_heads and (n_kv_heads == 0 or n_heads % n_kv_heads):
+        raise ShapeError(f"the heads of query must be a multiple of the heads of key and value, got {shapes}")
+    return q, k, v
+
+
+def whole(name: str, given: Given, least: int, most: int | None = None) -> int:
+    """``given`` as an int within [least, most]."""
+    if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
+        raise DTypeError(f"{name} must be a whole number, got {given!r}")
+    try:
+        number = given.__index__()
+    except TypeError:
+        raise DTypeError(f"{name} must be a whole number, got {given!r}") from None
+    if number < least or (most is not None and number > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ArgumentError(f"{name} must be {allowed}, got {number}")
+    return number
+
+
+def flag(name: str, given: Given) -> bool:
+    """``given`` as a bool."""
+    if not isinstance(given, (bool, np.bool_)):
+        raise DTypeError(f"{name} must be True or False, got {given!r}")
+    return bool(given)
+
+
+def one_of(name: str, given: Given, choices: tuple[str, ...]) -> str:
+    """``given`` as one of the choices."""
+    if given not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {given!r}")
+    return given
+
+
+def factor(scale: Given, head_dim: int) -> float:
+    """The logits' factor: ``scale``, by default 1/sqrt(head_dim)."""
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        raise DTypeError(f"scale must be a number, got {scale!r}") from None
+    if not abs(number) <= float(np.finfo(np.float32).max):  # so too for NaN
+        raise ArgumentError(f"scale must be a finite float32, got {number}")
+    return number
+
+
+def bool_mask(name: str, given: Given, shape: tuple[int, ...]) -> np.ndarray:
+    """A boolean mask of exactly this shape."""
+    mask = np.asarray(given)
+    if mask.dtype != np.bool_:
+        raise DTypeError(f"{name} must be bool, got {mask.dtype}")
+    if mask.shape != shape:
+        raise ShapeError(f"{name} must have shape {shape}, got {mask.shape}")
+    return mask
+
+
+def integers(name: str, given: Given) -> Int64:
+    """A vector of whole numbers."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "iu":
+        raise DTypeError(f"{name} must be whole numbers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ShapeError(f"{name} must have rank 1, got shape {array.shape}")
+    return array.astype(np.int64)
+
+
+def packed_offsets(name: str, given: Given, n_tokens: int) -> Int64:
+    """Offsets of a packed batch: from 0 to its number of tokens, never falling."""
+    offsets = integers(name, given)
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != n_tokens or (np.diff(offsets) < 0).any():
+        raise ArgumentError(
+            f"{name} must rise from 0 to the number of packed tokens, {n_tokens}; "
+            f"got {np.array2string(offsets, threshold=8)}"
+        )
+    return offsets

@@ -1,0 +1,258 @@
+"""Clustered and improved clustered attention (Vyas, Katharopoulos, Fleuret 2020, arXiv 2007.04825)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyclattn import _threads
+from pyclattn._dispatch import launch
+from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.errors import ShapeError
+from pyclattn.functional import _check, _ragged
+from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, Recipe, group, means
+from pyclattn.functional.clustering import recipe
+
+# Clusters of one task: 192 is four 48-lane panels that share each block of keys.
+PANELS = 192
+# Parts a long key sequence is cut into: enough tasks for many threads, whatever their number (the same bits for any),
+# but never under 4096 keys, below which each part looks for its own top-k in vain.
+MOST_TASKS, LEAST_SPLIT = 48, 4096
+# Tokens of one round: a large batch goes through in rounds, so that working memory does not grow with it.
+ROUND = 65_536
+
+
+def clustered_attention(
+    query: Given,
+    key: Given,
+    value: Given,
+    *,
+    n_clusters: int,
+    n_bits: int = 63,
+    n_iterations: int = 10,
+    clustering: str = "lsh",
+    key_padding_mask: Given = None,
+    query_padding_mask: Given = None,
+    planes: Given = None,
+    start: Given = None,
+    seed: int = 0,
+    scale: float | None = None,
+    offsets: Given = None,
+    key_offsets: Given = None,
+    n_threads: int | None = None,
+) -> Float32:
+    """Attention of query clusters: each query gets the output of its cluster's mean query. O(L + S) time and memory.
+
+    Parameters
+    ----------
+    query : array (B, H, L, D), or (H, T, D) with ``offsets``
+        float32; float16 and float64 are converted. Any strides with contiguous rows are read in place.
+    key : array (B, H', S, D)
+        H must be a multiple of H'.
+    value : array (B, H', S, E)
+    n_clusters : int
+        Clusters of each sequence and head; at most the sequence's length is used.
+    n_bits : int
+        Length of the sign codes that queries are clustered by, 1 to 63.
+    n_iterations : int
+        Assignments of Lloyd's k-means, with an update between each two.
+    clustering : {"lsh", "kmeans"}
+        "lsh", the paper's: k-means of sign codes in Hamming distance. "kmeans": k-means of the queries themselves.
+    key_padding_mask, query_padding_mask : bool array (B, S), (B, L), optional
+        True = padding. A padded key is never read; a padded query is in no cluster and its output is 0.
+    planes : array (n_bits, D + 1), optional
+        Hyperplanes and thresholds of the codes; drawn from the standard normal distribution by default.
+    start : int array (n_clusters,), optional
+        Distinct positions among the unpadded tokens of each sequence whose codes (or rows) open the clusters; drawn
+        from the seed and the sequence's length by default.
+    seed : int
+        Of whatever is drawn: planes, starting positions, and the codes of clusters that run empty ("kmeans" keeps the
+        centroid of an empty cluster instead).
+    scale : float, optional
+        Factor on the logits, 1/sqrt(D) by default.
+    offsets, key_offsets : int array (n_sequences + 1,), optional
+        A ragged batch packed along the token axis; ``key_offsets`` where the keys' lengths differ.
+    n_threads : int, optional
+        Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
+
+    Returns
+    -------
+    float32 array (B, H, L, E), or (H, T, E)
+        In the memory order of the query. The same bits for any number of threads and from run to run.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Before any work, naming the argument, what was given and what was expected.
+
+    Notes
+    -----
+    Vyas et al. 2020 (arXiv 2007.04825), section 3.2. Starting positions come from unpadded tokens only, and an empty
+    cluster's code from the seed, where the authors' code draws anew at each call.
+
+    Examples
+    --------
+    >>> import numpy as np, pyclattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = (rng.standard_normal((1, 2, 300, 16), dtype=np.float32) for _ in range(3))
+    >>> pyclattn.clustered_attention(query, key, value, n_clusters=20).shape
+    (1, 2, 300, 16)
+    """
+    return _attend(
+        query, key, value, 0, False, scale, offsets, key_offsets, query_padding_mask, key_padding_mask, n_threads,
+        (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
+    )  # fmt: skip
+
+
+def improved_clustered_attention(
+    query: Given,
+    key: Given,
+    value: Given,
+    *,
+    n_clusters: int,
+    topk: int = 32,
+    is_causal: bool = False,
+    n_bits: int = 63,
+    n_iterations: int = 10,
+    clustering: str = "lsh",
+    key_padding_mask: Given = None,
+    query_padding_mask: Given = None,
+    planes: Given = None,
+    start: Given = None,
+    seed: int = 0,
+    scale: float | None = None,
+    offsets: Given = None,
+    key_offsets: Given = None,
+    n_threads: int | None = None,
+) -> Float32:
+    """Clustered attention whose ``topk`` strongest keys of each cluster are attended to exactly, query by query.
+
+    Parameters
+    ----------
+    query, key, value, n_clusters, n_bits, n_iterations, clustering, key_padding_mask, query_padding_mask, planes, \
+start, seed, scale, offsets, key_offsets, n_threads
+        As in `clustered_attention`.
+    topk : int
+        Keys with the largest logits of each cluster's mean query, ties to the first.
+    is_causal : bool
+        Query i attends only to those of its cluster's ``topk`` keys that are not after it, and to nothing else; a
+        query whose keys all lie in the future gets zeros. **This is not strictly causal**: which keys are chosen, and
+        which queries share a cluster, depends on the whole sequence, the future included.
+
+    Returns
+    -------
+    float32 array (B, H, L, E), or (H, T, E)
+        In the memory order of the query. With ``topk`` of at least the number of keys it is exact attention.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Before any work, naming the argument, what was given and what was expected.
+
+    Notes
+    -----
+    Vyas et al. 2020 (arXiv 2007.04825), section 3.3.
+
+    Examples
+    --------
+    >>> import numpy as np, pyclattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = (rng.standard_normal((1, 2, 300, 16), dtype=np.float32) for _ in range(3))
+    >>> approximate = pyclattn.improved_clustered_attention(query, key, value, n_clusters=20, topk=300)
+    >>> np.allclose(approximate, pyclattn.scaled_dot_product_attention(query, key, value), atol=1e-5)
+    True
+    """
+    topk = _check.whole("topk", topk, 1)
+    is_causal = _check.flag("is_causal", is_causal)
+    return _attend(
+        query, key, value, topk, is_causal, scale, offsets, key_offsets, query_padding_mask, key_padding_mask,
+        n_threads, (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
+    )  # fmt: skip
+
+
+def _attend(
+    query: Given, key: Given, value: Given, topk: int, is_causal: bool, scale: Given, offsets: Given,
+    key_offsets: Given, query_padding_mask: Given, key_padding_mask: Given, n_threads: Given, how: tuple,
+) -> Float32:  # fmt: skip
+    """Check, then go through the batch in rounds of sequences."""
+    q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
+    factor = _check.factor(scale, q.shape[3])
+    threads = _threads.resolve(n_threads)
+    queries, keys = _ragged.locate(q, k, offsets, key_offsets, query_padding_mask, key_padding_mask)
+    if is_causal and offsets is None and q.shape[2] != k.shape[2]:
+        raise ShapeError(f"is_causal needs as many keys as queries, got query {q.shape} and key {k.shape}")
+    asked = recipe(queries, q.shape[3], *how)
+    out = _ragged.like(q, v.shape[3], fill=True)
+    # padded rows are their own positions; a packed sequence's rows start anywhere
+    shifts = np.zeros(len(queries.spans), np.int64)
+    if offsets is not None:
+        shifts = keys.spans[:, 1] - queries.spans[:, 1]
+    lengths = queries.lengths
+    rounds = np.cumsum(lengths) // ROUND
+    for number in np.unique(rounds[(lengths > 0) & (keys.lengths > 0)]):
+        members = np.flatnonzero((rounds == number) & (lengths > 0) & (keys.lengths > 0))
+        tokens = _ragged.Spans(queries.spans[members], queries.index).indexed()
+        own_keys = _ragged.Spans(keys.spans[members], keys.index)
+        _round(q, k, v, tokens, own_keys, shifts[members], asked, topk, is_causal, factor, out, threads)
+    return out if offsets is None else out[0]
+
+
+def _round(
+    q: Float32, k: Float32, v: Float32, tokens: _ragged.Spans, keys: _ragged.Spans, shifts: Int64, asked: Recipe,
+    topk: int, is_causal: bool, factor: float, out: Float32, n_threads: int,
+) -> None:  # fmt: skip
+    """Cluster, attend at the centroids, hand the result to the members."""
+    grouping = group(q, tokens, asked, n_threads)
+    n_heads, n_clusters = q.shape[1], len(grouping.sequences)
+    centroids = np.zeros((n_heads, n_clusters, q.shape[3]), np.float32)
+    means(q, tokens, grouping, centroids, n_threads)
+    topk = min(topk, int(keys.lengths.max()))
+    selected, weights, values = _at_centroids(centroids, grouping, k, v, keys, topk, factor, n_threads)
+    tasks = _ragged.per_block(n_clusters, n_heads, CLUSTER_CHUNK)
+    batches = tokens.spans[grouping.sequences, 0]
+    if topk == 0:
+        launch(
+            "attention.spread_members", n_threads, batches, grouping.order, grouping.member_offsets, values, tasks,
+            CLUSTER_CHUNK, out,
+        )  # fmt: skip
+        return
+    launch(
+        "attention.attend_members", n_threads, q, k, v, batches, shifts[grouping.sequences], grouping.order,
+        grouping.member_offsets, selected, weights, values, is_causal, factor, tasks, CLUSTER_CHUNK, out,
+    )  # fmt: skip
+
+
+def _at_centroids(
+    centroids: Float32, grouping: Grouping, k: Float32, v: Float32, keys: _ragged.Spans, topk: int, factor: float,
+    n_threads: int,
+) -> tuple[Int64, Float32, Float32]:  # fmt: skip
+    """Each centroid's ``topk`` keys, their softmax weights, and its output over all keys."""
+    n_heads, n_clusters, _ = centroids.shape
+    longest, width = int(keys.lengths.max()), v.shape[3]
+    blocks = _ragged.per_chunk(np.diff(grouping.cluster_offsets), n_heads, PANELS)
+    blocks[:, 2] += grouping.cluster_offsets[blocks[:, 0]]
+    n_parts = max(1, min(MOST_TASKS // max(1, len(blocks)), longest // LEAST_SPLIT))
+    split = -(-longest // n_parts)
+    tasks = np.concatenate(
+        [np.repeat(blocks, n_parts, axis=0), np.tile(np.arange(n_parts), len(blocks))[:, None]], axis=1
+    )
+    shape = (n_parts, n_heads, n_clusters)
+    peaks, masses, partial = (
+        np.empty(shape, np.float32),
+        np.empty(shape, np.float32),
+        np.empty((*shape, width), np.float32),
+    )
+    top_scores, top_keys = np.empty((*shape, topk), np.float32), np.empty((*shape, topk), np.int64)
+    launch(
+        "attention.attend_centroids", n_threads, centroids, grouping.cluster_offsets, k, v, keys.spans, keys.index,
+        topk, factor, tasks, PANELS, split, peaks, masses, partial, top_scores, top_keys,
+    )  # fmt: skip
+    selected, weights = (
+        np.empty((n_heads, n_clusters, topk), np.int64),
+        np.empty((n_heads, n_clusters, topk), np.float32),
+    )
+    values = np.empty((n_heads, n_clusters, width), np.float32)
+    launch(
+        "attention.merge_partials", n_threads, peaks, masses, partial, top_scores, top_keys,
+        _ragged.per_block(n_clusters, n_heads, CLUSTER_CHUNK), CLUSTER_CHUNK, values, selected, weights,
+    )  # fmt: skip
+    return selected, weights, values

@@ -1,0 +1,129 @@
+"""Exact attention in O(L + S) memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyclattn import _threads
+from pyclattn._dispatch import launch
+from pyclattn.arrays import Bool, Float32, Given
+from pyclattn.errors import DTypeError, ShapeError
+from pyclattn.functional import _check, _ragged
+
+# Queries of one task: multiples of every tile's width (48, 24, 12 lanes). More share each block of keys in cache,
+# fewer leave work for every thread.
+CHUNKS = (384, 192, 96, 48)
+# Below this many multiply-adds (about 0.1 ms) handing work to another thread costs more than it saves.
+SMALL = 5_000_000
+
+
+def scaled_dot_product_attention(
+    query: Given,
+    key: Given,
+    value: Given,
+    *,
+    attn_mask: Given = None,
+    key_padding_mask: Given = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    offsets: Given = None,
+    key_offsets: Given = None,
+    n_threads: int | None = None,
+) -> Float32:
+    """Exact attention, ``softmax(scale * query key^T) value``, in memory that grows with L + S, never with L x S.
+
+    Parameters
+    ----------
+    query : array (B, H, L, D), or (H, T, D) with ``offsets``
+        float32; float16 and float64 are converted. Any strides with contiguous rows are read in place.
+    key : array (B, H', S, D)
+        H must be a multiple of H': each key and value head serves H / H' query heads.
+    value : array (B, H', S, E)
+    attn_mask : array, optional
+        Broadcastable to (B, H, L, S). bool: True = attend; float: added to the logits, -inf = do not attend.
+    key_padding_mask : bool array (B, S), optional
+        True = padding, never read.
+    is_causal : bool
+        Query i attends to keys 0..i (the first query and the first key are aligned, as in PyTorch).
+    scale : float, optional
+        Factor on the logits, 1/sqrt(D) by default.
+    offsets, key_offsets : int array (n_sequences + 1,), optional
+        A ragged batch packed along the token axis: sequence s is tokens ``offsets[s]:offsets[s + 1]``. ``key_offsets``
+        where the keys' lengths differ.
+    n_threads : int, optional
+        Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
+
+    Returns
+    -------
+    float32 array (B, H, L, E), or (H, T, E)
+        In the memory order of the query. A query that may attend to nothing gets zeros. The same bits for any number
+        of threads.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Before any work, naming the argument, what was given and what was expected.
+
+    Notes
+    -----
+    A running softmax over blocks of keys (Milakov and Gimelshein 2018, arXiv 1805.02867; Rabe and Staats 2021, arXiv
+    2112.05682).
+
+    Examples
+    --------
+    >>> import numpy as np, pyclattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = (rng.standard_normal((1, 2, 100, 16), dtype=np.float32) for _ in range(3))
+    >>> pyclattn.scaled_dot_product_attention(query, key, value, is_causal=True).shape
+    (1, 2, 100, 16)
+    """
+    q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
+    is_causal = _check.flag("is_causal", is_causal)
+    factor = _check.factor(scale, q.shape[3])
+    threads = _threads.resolve(n_threads)
+    allowed, bias, key_padding_mask = _masks(attn_mask, key_padding_mask, q, k, offsets is not None)
+    queries, keys = _ragged.locate(q, k, offsets, key_offsets, None, key_padding_mask)
+    out = _ragged.like(q, v.shape[3], fill=False)
+
+    lengths, n_heads = queries.lengths, q.shape[1]
+    work = int((lengths * keys.lengths).sum()) * n_heads * (q.shape[3] + v.shape[3])
+    threads = threads if work > SMALL else 1
+    chunk = CHUNKS[-1]
+    for chunk in CHUNKS:
+        if int((-(-lengths // chunk)).sum()) * n_heads >= 8 * threads:
+            break
+    tasks = _ragged.per_chunk(lengths, n_heads, chunk)
+    if is_causal:  # the longest first, so that the threads end together
+        tasks = tasks[np.lexsort((-tasks[:, 2], tasks[:, 1], tasks[:, 0]))]
+    launch(
+        "attention.attend", threads, q, queries.spans, k, v, keys.spans, keys.index,
+        allowed, bias, is_causal, factor, tasks, chunk, out,
+    )  # fmt: skip
+    return out if offsets is None else out[0]
+
+
+def _masks(
+    attn_mask: Given, key_padding_mask: Given, q: Float32, k: Float32, is_packed: bool
+) -> tuple[Bool | None, Float32 | None, Given]:
+    """``attn_mask`` as (allowed, bias), broadcast without a copy; one that only leaves out keys becomes padding."""
+    if attn_mask is None:
+        return None, None, key_padding_mask
+    if is_packed:
+        raise ShapeError("attn_mask was given with offsets: packed sequences take is_causal or no mask")
+    mask = np.asarray(attn_mask)
+    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    if mask.dtype != np.bool_ and mask.dtype.kind != "f" and mask.dtype.name != "bfloat16":
+        raise DTypeError(f"attn_mask must be bool or float, got {mask.dtype}")
+    if mask.ndim > 4 or any(have not in (1, want) for have, want in zip(mask.shape[::-1], shape[::-1])):
+        raise ShapeError(f"attn_mask must be broadcastable to (B, H, L, S) = {shape}, got {mask.shape}")
+    if mask.dtype != np.bool_:
+        if mask.dtype != np.float32:
+            mask = mask.astype(np.float32)
+        return None, np.broadcast_to(mask, shape), key_padding_mask
+    full = (1,) * (4 - mask.ndim) + mask.shape
+    if full[1] == full[2] == 1:  # the same for every query and head
+        padding = ~np.broadcast_to(mask.reshape(full)[:, 0, 0], (shape[0], shape[3]))
+        if key_padding_mask is not None:
+            padding = padding | _check.bool_mask("key_padding_mask", key_padding_mask, (shape[0], shape[3]))
+        return None, None, padding
+    return np.broadcast_to(mask, shape), None, key_padding_mask

@@ -1,0 +1,158 @@
+"""Attention kernels in NumPy: exact, at the centroids, and of each cluster's members to its selected keys."""
+
+import numpy as np
+
+from pyclattn.arrays import Bool, Float32, Float64, Int64
+from pyclattn.reference._tasks import drawn, rows_of
+
+
+def _softmax(logits: Float64, visible: Bool | None) -> Float64:
+    """Softmax over the last axis of what is visible; a row that sees nothing is all zeros."""
+    if visible is None:
+        visible = np.ones(logits.shape, bool)
+    peak = np.max(logits, axis=-1, keepdims=True, where=visible, initial=-np.inf)
+    peak = np.where(visible.any(axis=-1, keepdims=True), peak, 0.0)
+    weights = np.zeros_like(logits)
+    np.exp(logits - peak, out=weights, where=visible)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / np.where(visible.any(axis=-1, keepdims=True), total, 1.0)
+
+
+def _weigh(weights: Float64, value: Float64) -> Float64:
+    """weights @ value, where a weight of zero never touches its row (0 x NaN stays out of reach)."""
+    out = weights @ np.where(np.isfinite(value), value, 0.0)
+    for row in np.flatnonzero(~np.isfinite(value).all(axis=-1)):
+        touched = weights[:, row] != 0
+        out[touched] += weights[touched, row, None] * np.where(np.isfinite(value[row]), 0.0, value[row])
+    return out
+
+
+def attend(
+    query: Float32, query_spans: Int64, key: Float32, value: Float32, key_spans: Int64, key_index: Int64 | None,
+    allowed: Bool | None, bias: Float32 | None, is_causal: bool, scale: float,
+    tasks: Int64, chunk: int, out: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """Exact attention of ``chunk`` queries a task; a task is [sequence, head, first query]."""
+    group = query.shape[1] // key.shape[1]
+    for sequence, head, first in drawn(tasks, counter):
+        batch, start, stop = query_spans[sequence].tolist()
+        rows = slice(start + first, min(start + first + chunk, stop))
+        key_batch, keys = rows_of(key_spans, key_index, sequence)
+        q = query[batch, head, rows].astype(np.float64)
+        k = key[key_batch, head // group, keys].astype(np.float64)
+        v = value[key_batch, head // group, keys].astype(np.float64)
+        logits = (q @ k.T) * scale
+        positions = np.arange(len(k)) if key_index is None else keys
+        visible = None
+        if bias is not None:
+            added = bias[batch, head, rows][:, positions].astype(np.float64)
+            visible = added != -np.inf
+            logits += np.where(visible, added, 0.0)
+        if allowed is not None:
+            visible = allowed[batch, head, rows][:, positions].astype(bool)
+        if is_causal:
+            past = positions[None, :] <= np.arange(first, first + len(q))[:, None]
+            visible = past if visible is None else visible & past
+        out[batch, head, rows] = _weigh(_softmax(logits, visible), v)
+
+
+def attend_centroids(
+    centroids: Float32, cluster_offsets: Int64, key: Float32, value: Float32, key_spans: Int64,
+    key_index: Int64 | None, topk: int, scale: float, tasks: Int64, chunk: int, split: int,
+    peaks: Float32, masses: Float32, values: Float32, top_scores: Float32, top_keys: Int64, counter: Int64,
+) -> None:  # fmt: skip
+    """Attention of ``chunk`` centroids to ``split`` keys, not yet divided by its mass, and the topk keys among them.
+
+    A task is [sequence, head, first cluster, part]; part ``p`` is the keys ``p * split : (p + 1) * split``. Written at
+    [part, head, cluster]: the largest logit, the sum of exp(logit - largest), the values weighed with it, and the
+    ``topk`` largest logits with their rows, largest first, ties to the lowest row, empty places -inf and -1.
+    """
+    group = centroids.shape[0] // key.shape[1]
+    for sequence, head, first, part in drawn(tasks, counter):
+        batch, rows = rows_of(key_spans, key_index, sequence)
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        numbers = numbers[part * split : (part + 1) * split]
+        clusters = slice(first, min(first + chunk, int(cluster_offsets[sequence + 1])))
+        k = key[batch, head // group, numbers].astype(np.float64)
+        v = value[batch, head // group, numbers].astype(np.float64)
+        logits = (centroids[head, clusters].astype(np.float64) @ k.T) * scale
+        peak = np.max(logits, axis=-1, initial=-np.inf)
+        weights = np.exp(logits - np.where(np.isfinite(peak), peak, 0.0)[:, None])
+        peaks[part, head, clusters] = peak
+        masses[part, head, clusters] = weights.sum(axis=-1)
+        values[part, head, clusters] = weights @ v
+        # lexsort's last key is the first to sort by: by logit, then by row
+        best = np.stack([np.lexsort((numbers, -row))[:topk] for row in logits])
+        found = best.shape[1]
+        top_scores[part, head, clusters, :found] = np.take_along_axis(logits, best, axis=-1)
+        top_keys[part, head, clusters, :found] = numbers[best]
+        top_scores[part, head, clusters, found:] = -np.inf
+        top_keys[part, head, clusters, found:] = -1
+
+
+def merge_partials(
+    peaks: Float32, masses: Float32, values: Float32, top_scores: Float32, top_keys: Int64,
+    tasks: Int64, chunk: int, centroid_values: Float32, selected: Int64, weights: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """Join the parts of `attend_centroids`: the centroid's output, its ``topk`` keys and their softmax weights.
+
+    A task is [head, first cluster]. ``selected`` is in ascending order of the rows, empty places (-1, weight 0) last.
+    """
+    topk = selected.shape[-1]
+    for head, first in drawn(tasks, counter):
+        for c in range(first, min(first + chunk, centroid_values.shape[1])):
+            peak = peaks[:, head, c].max()
+            if peak == -np.inf:  # no key at all
+                centroid_values[head, c], selected[head, c], weights[head, c] = 0, -1, 0
+                continue
+            factor = np.exp(peaks[:, head, c].astype(np.float64) - peak)
+            mass = factor @ masses[:, head, c]
+            centroid_values[head, c] = factor @ values[:, head, c] / mass
+            scores, rows = top_scores[:, head, c].ravel(), top_keys[:, head, c].ravel()
+            scores, rows = scores[rows >= 0].astype(np.float64), rows[rows >= 0]
+            best = np.lexsort((rows, -scores))[:topk]
+            best = best[np.argsort(rows[best])]
+            selected[head, c], weights[head, c] = -1, 0
+            selected[head, c, : len(best)] = rows[best]
+            weights[head, c, : len(best)] = np.exp(scores[best] - peak) / mass
+
+
+def attend_members(
+    query: Float32, key: Float32, value: Float32, batches: Int64, shifts: Int64, order: Int64, member_offsets: Int64,
+    selected: Int64, weights: Float32, centroid_values: Float32, is_causal: bool, scale: float,
+    tasks: Int64, chunk: int, out: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """The improved part: each member attends to its cluster's selected keys with its own query.
+
+    A task is [head, first cluster]. Query row i of a causal sequence sees the key rows up to i + ``shifts[cluster]``.
+    """
+    group = query.shape[1] // key.shape[1]
+    for head, first in drawn(tasks, counter):
+        for c in range(first, min(first + chunk, len(batches))):
+            members = order[head, member_offsets[head, c] : member_offsets[head, c + 1]]
+            chosen = selected[head, c] >= 0
+            keys, batch = selected[head, c][chosen], int(batches[c])
+            if len(members) == 0:
+                continue
+            q = query[batch, head, members].astype(np.float64)
+            k = key[batch, head // group, keys].astype(np.float64)
+            v = value[batch, head // group, keys].astype(np.float64)
+            logits = (q @ k.T) * scale
+            if is_causal:
+                visible = keys[None, :] <= (members + shifts[c])[:, None]
+                out[batch, head, members] = _weigh(_softmax(logits, visible), v)
+                continue
+            w = weights[head, c][chosen].astype(np.float64)
+            rest = centroid_values[head, c] - w @ v
+            out[batch, head, members] = w.sum() * (_softmax(logits, None) @ v) + rest
+
+
+def spread_members(
+    batches: Int64, order: Int64, member_offsets: Int64, centroid_values: Float32,
+    tasks: Int64, chunk: int, out: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """Each member gets its centroid's output. A task is [head, first cluster]."""
+    for head, first in drawn(tasks, counter):
+        for c in range(first, min(first + chunk, len(batches))):
+            members = order[head, member_offsets[head, c] : member_offsets[head, c + 1]]
+            out[int(batches[c]), head, members] = centroid_values[head, c]

@@ -1,0 +1,38 @@
+"""Extensions and their directives; everything else stands in pyproject.toml."""
+
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+EXT = Path("pyclattn/_ext")
+LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
+HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
+# gnu11: -std=c11 would turn off the fusing of multiply and add that the tiles live on.
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+
+extensions = [
+    Extension(
+        f"pyclattn._ext.{name}", [str(EXT / f"{name}.pyx"), *sources], depends=HEADERS, extra_compile_args=FLAGS
+    )
+    for name, sources in {"isa": LANES, "attention": [], "clustering": []}.items()
+]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "freethreading_compatible": True,
+}
+
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES),
+    package_dir={"pyclattn": "pyclattn", "pyclattn_export": "export"},
+    packages=[
+        *("pyclattn" + str(path.parent)[len("pyclattn"):].replace("/", ".") for path in Path("pyclattn").rglob("__init__.py")),
+        *("pyclattn_export" + str(path.parent)[len("export"):].replace("/", ".") for path in Path("export").rglob("__init__.py")),
+    ],
+    package_data={"pyclattn": ["_ext/*.h", "py.typed"]},
+)
