@@ -126,4 +126,4 @@ def _masks(
         if key_padding_mask is not None:
             padding = padding | _check.bool_mask("key_padding_mask", key_padding_mask, (shape[0], shape[3]))
         return None, None, padding
-    return np.broadcast_to(mask, shape), None, key_padding_mask
+    return np.broadcast_to(mask.view(np.uint8), shape), None, key_padding_mask

@@ -5,6 +5,8 @@ import numpy as np
 from pyclattn.arrays import Bool, Float32, Float64, Int64
 from pyclattn.reference._tasks import drawn, rows_of
 
+LOG2E = float(np.log2(np.e))
+
 
 def _softmax(logits: Float64, visible: Bool | None) -> Float64:
     """Softmax over the last axis of what is visible; a row that sees nothing is all zeros."""
@@ -64,8 +66,9 @@ def attend_centroids(
     """Attention of ``chunk`` centroids to ``split`` keys, not yet divided by its mass, and the topk keys among them.
 
     A task is [sequence, head, first cluster, part]; part ``p`` is the keys ``p * split : (p + 1) * split``. Written at
-    [part, head, cluster]: the largest logit, the sum of exp(logit - largest), the values weighed with it, and the
-    ``topk`` largest logits with their rows, largest first, ties to the lowest row, empty places -inf and -1.
+    [part, head, cluster], in logits of base 2 (scale * dot * log2 e): the largest logit, the sum of
+    2^(logit - largest) (0 where there is no key), the values weighed with it, and the ``topk`` largest logits with
+    their rows, in any order, ties to the lowest row, empty places -inf and -1.
     """
     group = centroids.shape[0] // key.shape[1]
     for sequence, head, first, part in drawn(tasks, counter):
@@ -75,9 +78,9 @@ def attend_centroids(
         clusters = slice(first, min(first + chunk, int(cluster_offsets[sequence + 1])))
         k = key[batch, head // group, numbers].astype(np.float64)
         v = value[batch, head // group, numbers].astype(np.float64)
-        logits = (centroids[head, clusters].astype(np.float64) @ k.T) * scale
+        logits = (centroids[head, clusters].astype(np.float64) @ k.T) * (scale * LOG2E)
         peak = np.max(logits, axis=-1, initial=-np.inf)
-        weights = np.exp(logits - np.where(np.isfinite(peak), peak, 0.0)[:, None])
+        weights = np.exp2(logits - np.where(np.isfinite(peak), peak, 0.0)[:, None])
         peaks[part, head, clusters] = peak
         masses[part, head, clusters] = weights.sum(axis=-1)
         values[part, head, clusters] = weights @ v
@@ -101,20 +104,21 @@ def merge_partials(
     topk = selected.shape[-1]
     for head, first in drawn(tasks, counter):
         for c in range(first, min(first + chunk, centroid_values.shape[1])):
-            peak = peaks[:, head, c].max()
-            if peak == -np.inf:  # no key at all
+            filled = masses[:, head, c] != 0
+            if not filled.any():  # no key at all
                 centroid_values[head, c], selected[head, c], weights[head, c] = 0, -1, 0
                 continue
-            factor = np.exp(peaks[:, head, c].astype(np.float64) - peak)
-            mass = factor @ masses[:, head, c]
-            centroid_values[head, c] = factor @ values[:, head, c] / mass
+            peak = peaks[filled, head, c].max()
+            factor = np.exp2(peaks[filled, head, c].astype(np.float64) - peak)
+            mass = factor @ masses[filled, head, c]
+            centroid_values[head, c] = factor @ values[filled, head, c] / mass
             scores, rows = top_scores[:, head, c].ravel(), top_keys[:, head, c].ravel()
             scores, rows = scores[rows >= 0].astype(np.float64), rows[rows >= 0]
             best = np.lexsort((rows, -scores))[:topk]
             best = best[np.argsort(rows[best])]
             selected[head, c], weights[head, c] = -1, 0
             selected[head, c, : len(best)] = rows[best]
-            weights[head, c, : len(best)] = np.exp(scores[best] - peak) / mass
+            weights[head, c, : len(best)] = np.exp2(scores[best] - peak) / mass
 
 
 def attend_members(

@@ -1,0 +1,48 @@
+"""The table of the selected instruction set, and what every kernel here needs: drawing tasks, aligned memory."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "tile.h" nogil:
+    const long TILE_KEYS
+    const float TILE_MASKED
+
+    ctypedef struct tile_best:
+        long topk
+        float *scores
+        int64_t *rows
+        long *counts
+        float *threshold
+
+    ctypedef struct tile_isa:
+        const char *name
+        long lanes, vector, group
+        double loop_flops
+        void (*load)(const float *, long, const int64_t *, long, long, float, float *) noexcept nogil
+        void (*score)(const float *, long, long, long, const float *, long, float *, float *) noexcept nogil
+        void (*soften)(float *, long, const float *, long, float *, float *, float *) noexcept nogil
+        void (*soften_masked)(float *, long, long, float *, float *, float *) noexcept nogil
+        void (*accumulate)(const float *, long, long, long, const float *, long, const float *, float *) noexcept nogil
+        void (*store)(const float *, const float *, long, long, float, const float *, float *, long,
+                      const int64_t *) noexcept nogil
+        void (*mask_future)(float *, long, long, const int64_t *, int64_t, const int32_t *, int64_t) noexcept nogil
+        void (*add_bias)(float *, long, long, long, const int64_t *, int64_t, const float *, long, long) noexcept nogil
+        void (*allow)(float *, long, long, const int64_t *, int64_t, const uint8_t *, long, long) noexcept nogil
+        void (*pick)(const float *, const float *, long, long, const int64_t *, int64_t, tile_best *) noexcept nogil
+        void (*sign)(const float *, long, long, const float *, const float *, uint64_t *, uint32_t *) noexcept nogil
+        void (*nearest)(const float *, long, long, const float *, int32_t, float *, int32_t *) noexcept nogil
+        float (*fma_loop)(long) noexcept nogil
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <stdlib.h>
+    static inline int64_t draw_task(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+    /* whole vectors of the widest set */
+    static inline size_t padded(size_t n_floats) { return (n_floats + 15) / 16 * 16; }
+    static inline float *new_floats(size_t n) { return (float *)aligned_alloc(64, padded(n ? n : 1) * 4); }
+    """
+    int64_t draw_task(int64_t *counter) noexcept nogil
+    size_t padded(size_t n_floats) noexcept nogil
+    float *new_floats(size_t n) noexcept nogil
+
+cdef const tile_isa *current() noexcept nogil

@@ -1,0 +1,74 @@
+"""Which instruction set the compiled kernels use: the widest this machine runs, or the one asked for."""
+
+import time
+
+from pyclattn import _config
+from pyclattn.errors import BackendError
+
+
+cdef extern from *:
+    """
+    #include "tile.h"
+    static const tile_isa *tile_of(int level) {
+    #ifdef TILE_X86
+        __builtin_cpu_init(); /* asks the processor and the operating system */
+        if (level == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+            return &tile_avx512;
+        if (level == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &tile_avx2;
+    #endif
+        return level == 0 ? &tile_baseline : 0;
+    }
+    """
+    const tile_isa *tile_of(int level) noexcept nogil
+
+
+cdef const tile_isa *_current = NULL
+
+
+cdef const tile_isa *current() noexcept nogil:
+    return _current
+
+
+cdef const tile_isa *_named(str name) except NULL:
+    cdef int level
+    for level in range(2, -1, -1):
+        if tile_of(level) != NULL and (name == "auto" or name == tile_of(level).name.decode()):
+            return tile_of(level)
+    raise BackendError(f"instruction set must be auto or one of {', '.join(available())} on this machine, got {name!r}")
+
+
+def available():
+    """Names of the instruction sets this machine runs, narrowest first."""
+    return [tile_of(level).name.decode() for level in range(3) if tile_of(level) != NULL]
+
+
+def selected():
+    """Name of the instruction set in use."""
+    return _current.name.decode()
+
+
+def select(str name):
+    """Use this instruction set from now on ("auto": the widest)."""
+    global _current
+    _current = _named(name)
+
+
+def fma_peak(str name, double seconds):
+    """Float32 operations per second of the calling thread in a loop of nothing but multiply-adds.
+
+    The interpreter lock is released, so that several threads can be measured at once.
+    """
+    cdef const tile_isa *isa = _named(name)
+    cdef long rounds = 0, step = 1_000_000
+    cdef float result = 0
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        with nogil:
+            result += isa.fma_loop(step)
+        rounds += step
+    elapsed = time.perf_counter() - begin
+    return rounds * isa.loop_flops / elapsed + 0 * result
+
+
+select(_config.isa())

@@ -1,0 +1,76 @@
+/* The vector vocabulary of one instruction set. The including file defines
+ *   VB  bytes of a vector     MR  keys of a register tile     NV  vectors of a register tile
+ * so that MR x NV accumulators, NV queries and a broadcast fit the registers. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include "tile.h"
+
+#define VL (VB / 4)
+#define LANES (NV * VL)
+#define INL static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(VB)));
+typedef int32_t vi __attribute__((vector_size(VB)));
+typedef uint32_t vu __attribute__((vector_size(VB)));
+typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+INL vf spread(float x) { return x - (vf){0}; }
+INL vi spread_int(int32_t x) { return x - (vi){0}; }
+INL vf blend(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+/* Where either is NaN the second wins: larger(x, m) keeps m, larger(bound, x) keeps x. */
+#if VB == 64
+#include <immintrin.h>
+INL vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INL uint32_t above(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+#elif VB == 32
+#include <immintrin.h>
+INL vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INL uint32_t above(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)); }
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+INL vf larger(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
+INL uint32_t above(vf a, vf b) { return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)); }
+#else
+INL vf larger(vf a, vf b) { return blend(a > b, a, b); }
+INL uint32_t above(vf a, vf b) {
+    vi mask = a > b;
+    uint32_t bits = 0;
+    for (int i = 0; i < VL; i++) bits |= (uint32_t)(mask[i] & 1) << i;
+    return bits;
+}
+#endif
+
+/* 2^x for x <= 0, clamped at -100 (2^-100 is nothing beside the 1 that a maximum gives).
+ * Adding 1.5 x 2^23 rounds x to a whole number in the low bits; the polynomial is 2^f for |f| <= 1/2, to 1.4 ulp. Its
+ * constant is exactly 1: else every block of keys would re-weigh the earlier ones. */
+INL vf exp2_neg(vf x) {
+    x = larger(spread(-100.f), x);
+    vf t = x + 12582912.f;
+    vf f = x - (t - 12582912.f);
+    vf p = spread(1.3264727e-3f);
+    p = p * f + 9.671513e-3f;
+    p = p * f + 5.5507336e-2f;
+    p = p * f + 2.4022242e-1f;
+    p = p * f + 6.93147e-1f;
+    p = p * f + 1.0f;
+    return (vf)((vu)p + ((vu)t << 23));
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t i4 __attribute__((vector_size(16)));
+#define SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+/* Rows of a 4 x 4 block become columns. */
+INL void transpose4(v4 r[4]) {
+    v4 a = SHUFFLE4(r[0], r[1], 0, 4, 1, 5), b = SHUFFLE4(r[0], r[1], 2, 6, 3, 7);
+    v4 c = SHUFFLE4(r[2], r[3], 0, 4, 1, 5), d = SHUFFLE4(r[2], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLE4(a, c, 0, 1, 4, 5);
+    r[1] = SHUFFLE4(a, c, 2, 3, 6, 7);
+    r[2] = SHUFFLE4(b, d, 0, 1, 4, 5);
+    r[3] = SHUFFLE4(b, d, 2, 3, 6, 7);
+}

@@ -1,0 +1,236 @@
+/* Everything on a panel but the products: loading, softmax, masks, selection, hashing, storing; and the table. */
+#include "lanes.h"
+#include "products.h"
+
+#define LOG2E 1.44269504088896341f
+
+static void tile_load(const float *rows, long stride, const int64_t *index, long n, long depth, float factor,
+                      float *panel) {
+    long used = (n + VL - 1) / VL * VL, quads = n / 4 * 4, fours = depth / 4 * 4;
+    for (long i = 0; i < quads; i += 4) {
+        const float *row[4];
+        for (int r = 0; r < 4; r++) row[r] = rows + (index ? index[i + r] : i + r) * stride;
+        for (long d = 0; d < fours; d += 4) {
+            v4 block[4];
+            for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(row[r] + d) * factor;
+            transpose4(block);
+            for (int r = 0; r < 4; r++) *(v4 *)(panel + (d + r) * LANES + i) = block[r];
+        }
+        for (long d = fours; d < depth; d++)
+            for (int r = 0; r < 4; r++) panel[d * LANES + i + r] = row[r][d] * factor;
+    }
+    for (long i = quads; i < used; i++) {
+        const float *row = i < n ? rows + (index ? index[i] : i) * stride : 0;
+        for (long d = 0; d < depth; d++) panel[d * LANES + i] = row ? row[d] * factor : 0.f;
+    }
+}
+
+static void tile_store(const float *o, const float *l, long n, long width, float weight, const float *base, float *out,
+                       long stride, const int64_t *index) {
+    float share[LANES];
+    for (long i = 0; i < n; i++) share[i] = l[i] == 0.f ? 0.f : weight / l[i];
+    long quads = n / 4 * 4, fours = width / 4 * 4;
+    for (long i = 0; i < quads; i += 4) {
+        float *row[4];
+        for (int r = 0; r < 4; r++) row[r] = out + (index ? index[i + r] : i + r) * stride;
+        v4 factor = *(const v4 *)(share + i);
+        for (long e = 0; e < fours; e += 4) {
+            v4 block[4], added = {0};
+            if (base) added = *(const v4 *)(base + e);
+            for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(o + (e + r) * LANES + i) * factor;
+            transpose4(block);
+            for (int r = 0; r < 4; r++) *(v4 *)(row[r] + e) = block[r] + added;
+        }
+        for (long e = fours; e < width; e++)
+            for (int r = 0; r < 4; r++) row[r][e] = o[e * LANES + i + r] * share[i + r] + (base ? base[e] : 0.f);
+    }
+    for (long i = quads; i < n; i++) {
+        float *row = out + (index ? index[i] : i) * stride;
+        for (long e = 0; e < width; e++) row[e] = o[e * LANES + i] * share[i] + (base ? base[e] : 0.f);
+    }
+}
+
+/* The sum of a block starts from zero and joins l at the end: shorter chains of roundings. */
+INL void soften_block(int nv, vf *s, long n, const vf *m, vf *sum, int is_masked) {
+    vf top[NV], total[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < nv; j++) {
+        top[j] = m[j];
+        total[j] = (vf){0};
+    }
+#pragma GCC unroll 1
+    for (long k = 0; k < n; k++)
+#pragma GCC unroll 8
+        for (int j = 0; j < nv; j++) {
+            vf x = s[k * NV + j], e = exp2_neg(x - top[j]);
+            if (is_masked) e = blend(x == spread(TILE_MASKED), (vf){0}, e);
+            s[k * NV + j] = e;
+            total[j] += e;
+        }
+#pragma GCC unroll 8
+    for (int j = 0; j < nv; j++) sum[j] = total[j];
+}
+
+INL void soften_to(vf *s, long n, const vf *peak, long vectors, float *m, float *l, float *alpha, int is_masked) {
+    vf *mm = (vf *)m, *ll = (vf *)l, *aa = (vf *)alpha, sum[NV];
+    for (long j = 0; j < vectors; j++) {
+        aa[j] = exp2_neg(mm[j] - peak[j]);
+        mm[j] = peak[j];
+    }
+#if NV == 3
+    if (vectors == 3) soften_block(3, s, n, mm, sum, is_masked);
+    else
+#endif
+    if (vectors == 2) soften_block(2, s, n, mm, sum, is_masked);
+    else soften_block(1, s, n, mm, sum, is_masked);
+    for (long j = 0; j < vectors; j++) ll[j] = ll[j] * aa[j] + sum[j];
+}
+
+static void tile_soften(float *s, long n, const float *group_peaks, long vectors, float *m, float *l, float *alpha) {
+    const vf *peaks = (const vf *)group_peaks;
+    vf top[NV];
+    for (long j = 0; j < vectors; j++) {
+        top[j] = ((vf *)m)[j];
+        for (long g = 0; g < (n + MR - 1) / MR; g++) top[j] = larger(peaks[g * NV + j], top[j]);
+    }
+    soften_to((vf *)s, n, top, vectors, m, l, alpha, 0);
+}
+
+static void tile_soften_masked(float *s, long n, long vectors, float *m, float *l, float *alpha) {
+    vf top[NV];
+    for (long j = 0; j < vectors; j++) {
+        top[j] = ((vf *)m)[j];
+        for (long k = 0; k < n; k++) top[j] = larger(((vf *)s)[k * NV + j], top[j]);
+    }
+    soften_to((vf *)s, n, top, vectors, m, l, alpha, 1);
+}
+
+static void tile_mask_future(float *s, long n, long vectors, const int64_t *positions, int64_t first_key,
+                             const int32_t *lane_positions, int64_t origin) {
+    for (long k = 0; k < n; k++) {
+        int64_t key = (positions ? positions[k] : first_key + k) - origin;
+        vi least = spread_int(key > INT32_MAX ? INT32_MAX : key < INT32_MIN ? INT32_MIN : (int32_t)key);
+        vf *row = (vf *)s + k * NV;
+        for (long j = 0; j < vectors; j++)
+            row[j] = blend(((const vi *)lane_positions)[j] < least, spread(TILE_MASKED), row[j]);
+    }
+}
+
+/* A very low finite bias stays above the mask, so that a row of nothing but such ones is still a softmax. */
+INL float biased(float s, float bias) {
+    if (bias == -INFINITY) return TILE_MASKED;
+    float x = s + bias * LOG2E;
+    return x < -2e38f ? -2e38f : x;
+}
+
+static void tile_add_bias(float *s, long n, long n_queries, long vectors, const int64_t *positions, int64_t first_key,
+                          const float *bias, long query_stride, long key_stride) {
+    long rows = query_stride ? n_queries : 1;
+    for (long i = 0; i < rows; i++)
+        for (long k = 0; k < n; k++) {
+            float b = bias[i * query_stride + (positions ? positions[k] : first_key + k) * key_stride];
+            float *row = s + k * LANES;
+            if (query_stride) row[i] = biased(row[i], b);
+            else if (b != 0.f)
+                for (long j = 0; j < vectors * VL; j++) row[j] = biased(row[j], b);
+        }
+}
+
+static void tile_allow(float *s, long n, long n_queries, const int64_t *positions, int64_t first_key,
+                       const uint8_t *allowed, long query_stride, long key_stride) {
+    for (long i = 0; i < n_queries; i++)
+        for (long k = 0; k < n; k++)
+            if (!allowed[i * query_stride + (positions ? positions[k] : first_key + k) * key_stride])
+                s[k * LANES + i] = TILE_MASKED;
+}
+
+/* Worse: a lower score, or the same and a later row. */
+INL int is_worse(float a, int64_t a_row, float b, int64_t b_row) { return a < b || (a == b && a_row > b_row); }
+
+static void heap_push(tile_best *best, long lane, float score, int64_t row) {
+    float *scores = best->scores + lane * best->topk;
+    int64_t *rows = best->rows + lane * best->topk;
+    long at, n = best->counts[lane], topk = best->topk;
+    if (n < topk) { /* grow: sift up */
+        at = n;
+        best->counts[lane] = ++n;
+        while (at > 0) {
+            long parent = (at - 1) / 2;
+            if (!is_worse(score, row, scores[parent], rows[parent])) break;
+            scores[at] = scores[parent];
+            rows[at] = rows[parent];
+            at = parent;
+        }
+    } else { /* replace the worst: sift down */
+        at = 0;
+        for (long child; (child = 2 * at + 1) < topk; at = child) {
+            if (child + 1 < topk && is_worse(scores[child + 1], rows[child + 1], scores[child], rows[child])) child++;
+            if (!is_worse(scores[child], rows[child], score, row)) break;
+            scores[at] = scores[child];
+            rows[at] = rows[child];
+        }
+    }
+    scores[at] = score;
+    rows[at] = row;
+    if (n == topk) best->threshold[lane] = scores[0];
+}
+
+static void tile_pick(const float *s, const float *group_peaks, long n, long vectors, const int64_t *index,
+                      int64_t first_row, tile_best *best) {
+    const vf *peaks = (const vf *)group_peaks, *threshold = (const vf *)best->threshold;
+    for (long g = 0; g * MR < n; g++)
+        for (long j = 0; j < vectors; j++) {
+            if (!above(peaks[g * NV + j], threshold[j])) continue; /* nothing new in these MR keys */
+            long last = (g + 1) * MR < n ? (g + 1) * MR : n;
+            for (long k = g * MR; k < last; k++) {
+                uint32_t hits = above(((const vf *)s)[k * NV + j], threshold[j]);
+                for (; hits; hits &= hits - 1) {
+                    long lane = j * VL + __builtin_ctz(hits);
+                    heap_push(best, lane, s[k * LANES + lane], index ? index[k] : first_row + k);
+                }
+            }
+        }
+}
+
+static void tile_sign(const float *s, long n_bits, long vectors, const float *thresholds, const float *slack,
+                      uint64_t *codes, uint32_t *unsure) {
+    for (long j = 0; j < vectors; j++) {
+        vi half[2] = {{0}, {0}}, doubt = {0};
+        vf room = ((const vf *)slack)[j];
+        for (long b = 0; b < n_bits; b++) {
+            vf x = ((const vf *)s)[b * NV + j] - thresholds[b];
+            half[b / 32] |= (x > (vf){0}) & spread_int((int32_t)(1u << b % 32));
+            doubt |= (x <= room) & (x >= -room);
+        }
+        for (long i = 0; i < VL; i++) {
+            codes[j * VL + i] = (uint64_t)(uint32_t)half[0][i] | (uint64_t)(uint32_t)half[1][i] << 32;
+            unsure[j * VL + i] = (uint32_t)doubt[i];
+        }
+    }
+}
+
+static void tile_nearest(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
+                         int32_t *labels) {
+    for (long j = 0; j < vectors; j++) {
+        vf top = ((vf *)best)[j];
+        vi label = ((vi *)labels)[j];
+        for (long k = 0; k < n; k++) {
+            vf x = ((const vf *)s)[k * NV + j] - offsets[k];
+            vi better = x > top;
+            top = blend(better, x, top);
+            label = (better & spread_int(first + (int32_t)k)) | (~better & label);
+        }
+        ((vf *)best)[j] = top;
+        ((vi *)labels)[j] = label;
+    }
+}
+
+#define TEXT(x) #x
+#define NAME(x) TEXT(x)
+#define JOIN(a, b) a##b
+#define TABLE_NAME(isa) JOIN(tile_, isa)
+const tile_isa TABLE_NAME(ISA) = {
+    NAME(ISA), LANES, VL, MR, 2.0 * MR * LANES,
+    tile_load, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
+    tile_add_bias, tile_allow, tile_pick, tile_sign, tile_nearest, tile_fma_loop,
+};

@@ -1,0 +1,129 @@
+/* The two products of attention on one register tile: MR x NV accumulators, nothing spilled. */
+
+/* acc[r][j] = sum over t of a[r * row + t * col] * b[t][j]. The long loop must not be unrolled, the short ones must. */
+#define PRODUCT(mr, nv, steps, a, row, col, b)                             \
+    vf acc[MR][NV];                                                        \
+    _Pragma("GCC unroll 16") for (int r = 0; r < (mr); r++)                \
+        _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) acc[r][j] = (vf){0}; \
+    _Pragma("GCC unroll 1") for (long t = 0; t < (steps); t++) {           \
+        vf q[NV];                                                          \
+        _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) q[j] = (b)[t * NV + j]; \
+        _Pragma("GCC unroll 16") for (int r = 0; r < (mr); r++) {          \
+            vf x = spread((a)[r * (row) + t * (col)]);                     \
+            _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) acc[r][j] += x * q[j]; \
+        }                                                                  \
+    }
+
+/* Scores of mr keys; `peak` becomes (or, continued, stays at least) their largest. */
+INL void score_rows(int mr, int nv, const float *keys, long stride, long depth, const vf *panel, vf *s, vf *peak,
+                    int is_continued) {
+    PRODUCT(mr, nv, depth, keys, stride, 1, panel)
+#pragma GCC unroll 8
+    for (int j = 0; j < nv; j++) {
+        vf m = is_continued ? peak[j] : spread(TILE_MASKED);
+#pragma GCC unroll 16
+        for (int r = 0; r < mr; r++) {
+            s[r * NV + j] = acc[r][j];
+            m = larger(acc[r][j], m);
+        }
+        peak[j] = m;
+    }
+}
+
+/* mr coordinates of the output over n keys. */
+INL void value_rows(int mr, int nv, const float *values, long stride, long n, const vf *s, const vf *alpha, vf *o) {
+    PRODUCT(mr, nv, n, values, 1, stride, s)
+#pragma GCC unroll 16
+    for (int r = 0; r < mr; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < nv; j++) o[r * NV + j] = o[r * NV + j] * alpha[j] + acc[r][j];
+}
+
+/* One function an (mr, nv): as instances that are not inlined each gets its own registers. */
+#define INSTANCES(mr, nv)                                                                                        \
+    static __attribute__((noinline)) void score_##mr##_##nv(const float *k, long ks, long d, const vf *p, vf *s, \
+                                                            vf *peak, int more) {                                \
+        score_rows(mr, nv, k, ks, d, p, s, peak, more);                                                          \
+    }                                                                                                            \
+    static __attribute__((noinline)) void value_##mr##_##nv(const float *v, long vs, long n, const vf *s,        \
+                                                            const vf *a, vf *o) {                                \
+        value_rows(mr, nv, v, vs, n, s, a, o);                                                                   \
+    }
+
+typedef void (*score_fn)(const float *, long, long, const vf *, vf *, vf *, int);
+typedef void (*value_fn)(const float *, long, long, const vf *, const vf *, vf *);
+
+#if NV == 3
+#define ROW_INSTANCES(mr) INSTANCES(mr, 1) INSTANCES(mr, 2) INSTANCES(mr, 3)
+#define ROW_TABLE(f, mr) {f##_##mr##_1, f##_##mr##_2, f##_##mr##_3}
+#else
+#define ROW_INSTANCES(mr) INSTANCES(mr, 1) INSTANCES(mr, 2)
+#define ROW_TABLE(f, mr) {f##_##mr##_1, f##_##mr##_2}
+#endif
+
+/* What is left over after full tiles goes by halves: 4, 2, 1. */
+ROW_INSTANCES(1)
+ROW_INSTANCES(2)
+ROW_INSTANCES(4)
+#if MR == 8
+ROW_INSTANCES(8)
+#define TABLE(f) {ROW_TABLE(f, 1), ROW_TABLE(f, 2), ROW_TABLE(f, 4), ROW_TABLE(f, 8)}
+enum { SIZES = 4 };
+#else
+#define TABLE(f) {ROW_TABLE(f, 1), ROW_TABLE(f, 2), ROW_TABLE(f, 4)}
+enum { SIZES = 3 };
+#endif
+static const score_fn SCORE[SIZES][NV] = TABLE(score);
+static const value_fn VALUE[SIZES][NV] = TABLE(value);
+
+static void tile_score(const float *keys, long stride, long n, long depth, const float *panel, long vectors, float *s,
+                       float *group_peaks) {
+    const vf *p = (const vf *)panel;
+    vf *scores = (vf *)s, *peaks = (vf *)group_peaks;
+    long k = 0;
+    for (; k + MR <= n; k += MR, peaks += NV)
+        SCORE[SIZES - 1][vectors - 1](keys + k * stride, stride, depth, p, scores + k * NV, peaks, 0);
+    int more = 0;
+    for (int size = SIZES - 2; size >= 0; size--)
+        if ((n - k) >> size) {
+            SCORE[size][vectors - 1](keys + k * stride, stride, depth, p, scores + k * NV, peaks, more);
+            k += 1L << size;
+            more = 1;
+        }
+}
+
+static void tile_accumulate(const float *values, long stride, long n, long width, const float *s, long vectors,
+                            const float *alpha, float *o) {
+    const vf *scores = (const vf *)s, *a = (const vf *)alpha;
+    vf *out = (vf *)o;
+    long e = 0;
+    for (; e + MR <= width; e += MR) VALUE[SIZES - 1][vectors - 1](values + e, stride, n, scores, a, out + e * NV);
+    for (int size = SIZES - 2; size >= 0; size--)
+        if ((width - e) >> size) {
+            VALUE[size][vectors - 1](values + e, stride, n, scores, a, out + e * NV);
+            e += 1L << size;
+        }
+}
+
+static float tile_fma_loop(long rounds) {
+    vf acc[MR][NV], x = spread(0.999f), y = spread(0.001f);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) acc[r][j] = spread((float)(r + j));
+#pragma GCC unroll 1
+    for (long i = 0; i < rounds; i++) {
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; r++)
+#pragma GCC unroll 8
+            for (int j = 0; j < NV; j++) acc[r][j] = acc[r][j] * x + y;
+    }
+    vf sum = {0};
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) sum += acc[r][j];
+    float total = 0;
+    for (int i = 0; i < VL; i++) total += sum[i];
+    return total;
+}

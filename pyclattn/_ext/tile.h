@@ -1,0 +1,73 @@
+/* What a compiled instruction set offers: one table of functions over panels, chosen at run time (isa.pyx).
+ *
+ * A panel holds up to `lanes` queries, one a lane: panel[d * lanes + i] is coordinate d of query i. Scores of a block
+ * of keys lie the same way: s[k * lanes + i]. So the softmax is element-wise, keys and values are read where they lie,
+ * as scalars spread over the lanes, and only the queries are transposed. `vectors` says how many vectors of the panel
+ * are in use. Scores are logits in base 2: the panel is loaded times scale * log2(e).
+ */
+#ifndef PYCLATTN_TILE_H
+#define PYCLATTN_TILE_H
+#include <stdint.h>
+
+#define TILE_KEYS 256         /* keys of a block: 256 x 64 floats = 64 kB each of keys and values, both fit L2 */
+#define TILE_MASKED -3.0e38f  /* a score that does not count; finite, so that no arithmetic meets an infinity */
+
+/* The topk best keys of each lane, as a heap with the worst at its root. */
+typedef struct {
+    long topk;
+    float *scores;    /* [lanes][topk] */
+    int64_t *rows;    /* [lanes][topk] */
+    long *counts;     /* [lanes] */
+    float *threshold; /* [lanes] the worst score of a full heap, else below every score */
+} tile_best;
+
+typedef struct {
+    const char *name;
+    long lanes;        /* queries of a full panel */
+    long vector;       /* queries of one vector */
+    long group;        /* keys that share one entry of group_peaks */
+    double loop_flops; /* of one round of fma_loop */
+
+    /* panel <- factor * rows[index[i] or i]; lanes from n to the end of the last vector become 0 */
+    void (*load)(const float *rows, long stride, const int64_t *index, long n, long depth, float factor, float *panel);
+    /* s[k] = keys[k] . panel; group_peaks[g] = the largest of its group's scores (NaN is passed over) */
+    void (*score)(const float *keys, long stride, long n, long depth, const float *panel, long vectors, float *s,
+                  float *group_peaks);
+    /* s <- 2^(s - m) with m the running maximum; l <- l alpha + sum; alpha = 2^(old m - m) */
+    void (*soften)(float *s, long n, const float *group_peaks, long vectors, float *m, float *l, float *alpha);
+    /* the same, where masked scores become 0 */
+    void (*soften_masked)(float *s, long n, long vectors, float *m, float *l, float *alpha);
+    /* o[e] <- o[e] alpha + sum over k of values[k][e] s[k] */
+    void (*accumulate)(const float *values, long stride, long n, long width, const float *s, long vectors,
+                       const float *alpha, float *o);
+    /* out[index[i] or i] = o / l * weight + base (base may be NULL); a lane with l = 0 gives base alone */
+    void (*store)(const float *o, const float *l, long n, long width, float weight, const float *base, float *out,
+                  long stride, const int64_t *index);
+    /* mask scores of keys after their query: (positions[k] or first_key + k) > origin + lane_positions[i] */
+    void (*mask_future)(float *s, long n, long vectors, const int64_t *positions, int64_t first_key,
+                        const int32_t *lane_positions, int64_t origin);
+    /* s += bias * log2(e), -inf masks; bias of query i and key k at i * query_stride + column(k) * key_stride */
+    void (*add_bias)(float *s, long n, long n_queries, long vectors, const int64_t *positions, int64_t first_key,
+                     const float *bias, long query_stride, long key_stride);
+    /* mask scores where allowed is 0 */
+    void (*allow)(float *s, long n, long n_queries, const int64_t *positions, int64_t first_key,
+                  const uint8_t *allowed, long query_stride, long key_stride);
+    /* put the scores that beat their lane's threshold into the heaps; row of key k: index[k] or first_row + k */
+    void (*pick)(const float *s, const float *group_peaks, long n, long vectors, const int64_t *index,
+                 int64_t first_row, tile_best *best);
+    /* codes: bit b of lane i is s[b] > thresholds[b]; unsure[i] = some |s[b] - thresholds[b]| is within slack[i] */
+    void (*sign)(const float *s, long n_bits, long vectors, const float *thresholds, const float *slack,
+                 uint64_t *codes, uint32_t *unsure);
+    /* running argmax over keys of s[k] - offsets[k], ties to the first; label counts from first */
+    void (*nearest)(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
+                    int32_t *labels);
+    /* a loop of nothing but multiply-adds, to measure the machine's peak */
+    float (*fma_loop)(long rounds);
+} tile_isa;
+
+extern const tile_isa tile_baseline;
+#if defined(__x86_64__) || defined(__i386__)
+#define TILE_X86 1
+extern const tile_isa tile_avx2, tile_avx512;
+#endif
+#endif

@@ -1,0 +1,53 @@
+"""Every JIT option of the library, and what kernels need that Numba has not: tasks drawn atomically, bits counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numba
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+# nogil: threads are ours (`pyclattn._threads`); never parallel=True, whose thread layers abort or deadlock in a host
+# with threads of its own. No fastmath: it would assume away infinities and NaN.
+_OPTIONS = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
+
+
+def jit(signature: str | None = None) -> Callable[[Callable], Callable]:
+    """Compile with the library's options; a cache that cannot be written costs time, never an error."""
+
+    def compile_(function: Callable) -> Callable:
+        arguments = () if signature is None else (signature,)
+        try:
+            return numba.njit(*arguments, cache=True, **_OPTIONS)(function)
+        except (RuntimeError, OSError):  # no place for the cache, or one that cannot be written
+            return numba.njit(*arguments, cache=False, **_OPTIONS)(function)
+
+    return compile_
+
+
+def inline(function: Callable) -> Callable:
+    """A piece of a kernel, compiled into its callers."""
+    return numba.njit(cache=False, **_OPTIONS)(function)
+
+
+@intrinsic
+def draw(typingctx, counter):  # noqa: ANN001, ANN201 (Numba's own protocol)
+    """The counter's value, which becomes one more: atomic, any number of threads may draw."""
+
+    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), codegen
+
+
+@intrinsic
+def popcount(typingctx, x):  # noqa: ANN001, ANN201
+    """Bits set in an unsigned 64-bit number."""
+
+    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), codegen
