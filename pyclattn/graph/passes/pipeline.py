@@ -1,0 +1,97 @@
+"""The passes in their one order."""
+
+from __future__ import annotations
+
+from pyclattn.graph.passes.activations import fuse_activations
+from pyclattn.graph.passes.attention import fuse_attention
+from pyclattn.graph.passes.edit import Editor, bodies
+from pyclattn.graph.passes.fold import fold, share
+from pyclattn.graph.passes.linear import fuse_linear
+from pyclattn.graph.passes.norms import fuse_norms
+from pyclattn.graph.passes.report import Report
+from pyclattn.graph.passes.shapes import Shapes
+from pyclattn.graph.program import Op, Program
+
+# Each round of folding can uncover more; exported models settle within five.
+MOST_ROUNDS = 12
+
+
+def optimize(program: Program) -> tuple[Program, Report]:
+    """Fold, fuse and find attention.
+
+    Parameters
+    ----------
+    program : Program
+        Left as it is.
+
+    Returns
+    -------
+    Program
+        Computes the same; the names of inputs and outputs stay.
+    Report
+        Every attention found, and every Softmax that stays with the reason.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyclattn.graph.program import Value
+    >>> x, y = Value("x", "float32", ("n", 4)), Value("y", "float32", ("n", 2))
+    >>> ops = [Op("MatMul", ("x", "w"), ("p",)), Op("Add", ("p", "b"), ("s",)), Op("Relu", ("s",), ("y",))]
+    >>> constants = {"w": np.ones((4, 2), np.float32), "b": np.zeros(2, np.float32)}
+    >>> small, report = optimize(Program([x], [y], ops, constants))
+    >>> [op.kind for op in small.ops], small.ops[0].attributes
+    (['pyclattn:Linear'], {'activation': 'relu'})
+    """
+    report = Report(n_ops_before=count_ops(program))
+    result = _copy(program)
+    _optimize(result, report, None, None)
+    report.n_ops_after = count_ops(result)
+    return result, report
+
+
+def count_ops(program: Program) -> int:
+    """Operators in a program and its bodies."""
+    return sum(1 + sum(map(count_ops, bodies(op))) for op in program.ops)
+
+
+def _optimize(program: Program, report: Report, outer: Editor | None, outer_known: Shapes | None) -> None:
+    editor = Editor(program, outer)
+    known = _settle(editor, outer_known)
+    for fuse in (
+        lambda: fuse_norms(editor, known),
+        lambda: fuse_activations(editor),
+        lambda: fuse_attention(editor, known, report),
+    ):
+        fuse()
+        editor.finish()
+        known = Shapes(editor, outer_known)
+    known = _settle(editor, outer_known)
+    fuse_linear(editor, known)
+    editor.finish()
+    known = _settle(editor, outer_known)
+    for op in program.ops:
+        for body in bodies(op):
+            _optimize(body, report, editor, known)
+
+
+def _settle(editor: Editor, outer_known: Shapes | None) -> Shapes:
+    """Fold until nothing changes."""
+    editor.finish()
+    for _ in range(MOST_ROUNDS):
+        fold(editor, Shapes(editor, outer_known))
+        folded = editor.finish()
+        share(editor)
+        if not editor.finish() and not folded:
+            break
+    return Shapes(editor, outer_known)
+
+
+def _copy(program: Program) -> Program:
+    """A program whose lists and attributes may be edited; constants are shared."""
+    ops = []
+    for op in program.ops:
+        attributes = {name: _copy(v) if isinstance(v, Program) else v for name, v in op.attributes.items()}
+        ops.append(Op(op.kind, op.inputs, op.outputs, attributes, op.name))
+    return Program(
+        list(program.inputs), list(program.outputs), ops, dict(program.constants), dict(program.metadata)
+    )
