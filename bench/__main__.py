@@ -1,0 +1,26 @@
+"""``python -m bench COMMAND [options]``."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "attention": "exact and clustered attention against their peers, their bars and the border between rooms",
+    "demo": "the kernels at 1k to 32k tokens, as a quick table",
+}
+
+
+def main() -> int:
+    """Run the command named first; list the commands where there is none."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        return importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+    if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help"):
+        print(f"no command {sys.argv[1]!r}; there is: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    print("usage: python -m bench COMMAND [--help]\n")
+    for name, about in COMMANDS.items():
+        print(f"  {name:10} {about}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

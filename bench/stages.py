@@ -1,0 +1,176 @@
+"""Time of each kernel within a call, and the border between rooms: each kernel in every room that has it.
+
+The border is decided here: a kernel's fast owner stays its owner as long as its row says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bench import cases
+from bench.cases import Case
+from bench.measure import interleave, spread
+from bench.rows import Row, tokens
+from bench.speed import Settings
+from bench.subjects import call
+from pyclattn import _dispatch, _threads
+from pyclattn.functional import _grouping, clustered, exact
+
+CALLERS: tuple[ModuleType, ...] = (_grouping, clustered, exact)
+STAGES = {
+    "hash": ("clustering.hash_rows",),
+    "lloyd": ("clustering.hamming_lloyd", "clustering.hamming_assign", "clustering.hamming_update"),
+    "sort": ("clustering.sort_by_label",),
+    "means": ("clustering.cluster_means",),
+    "centroids": ("attention.attend_centroids",),
+    "merge": ("attention.merge_partials",),
+    "members": ("attention.attend_members",),
+}
+
+
+@contextmanager
+def wrapped(around: Callable[..., None]) -> Iterator[None]:
+    """Within the block every launch of a kernel goes through ``around(launch, kernel, n_threads, *arguments)``."""
+    launch = _dispatch.launch
+    for module in CALLERS:
+        module.launch = partial(around, launch)
+    try:
+        yield
+    finally:
+        for module in CALLERS:
+            module.launch = launch
+
+
+def profile(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds of each kernel in a call, of the whole ("total"), and what is left ("other")."""
+    taken: dict[str, float] = {}
+
+    def timed(launch: Callable[..., None], kernel: str, *arguments: Any) -> None:
+        start = time.perf_counter()
+        launch(kernel, *arguments)
+        taken[kernel] = taken.get(kernel, 0.0) + time.perf_counter() - start
+
+    with wrapped(timed):
+        start = time.perf_counter()
+        function()
+        total = time.perf_counter() - start
+    return {**taken, "other": total - sum(taken.values()), "total": total}
+
+
+def _note_profile(function: Callable[[], object], found: list[dict[str, float]]) -> None:
+    found.append(profile(function))
+
+
+def stages(settings: Settings) -> Iterator[Row]:
+    """Where improved clustered attention spends its time, on all threads and on one."""
+    for case in settings.wanted([cases.LONG]):
+        x = case.inputs()
+        profiles: dict[int, list[dict[str, float]]] = {settings.n_threads: [], 1: []}
+        functions = {
+            str(n): partial(_note_profile, partial(call, "improved", case, x, n), profiles[n]) for n in profiles
+        }
+        interleave(functions, min(settings.rounds, 7))
+        several = {n: own[1:] for n, own in profiles.items()}  # the first warmed up
+        parts = {**STAGES, "other": ("other",), "total": ("total",)}
+        seconds = {
+            stage: {n: spread([sum(p.get(k, 0.0) for k in kernels) for p in own]).median for n, own in several.items()}
+            for stage, kernels in parts.items()
+        }
+        total = seconds["total"][settings.n_threads]
+        for stage, own in seconds.items():
+            here = own[settings.n_threads]
+            scaling = f", 1 thread {1e3 * own[1]:.1f} ms, {own[1] / here:.2f}x" if here > 1e-5 else ""
+            yield Row("stages", f"improved, stage {stage}", tokens(case.length), here, "ms",
+                      note=f"{100 * here / total:.1f} %{scaling}", detail={"seconds": own})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A recorded launch: arguments as they were before it."""
+
+    kernel: str
+    arguments: tuple[Any, ...]
+
+
+def record(function: Callable[[], object]) -> list[Launch]:
+    """The first launch of each kernel in a call."""
+    found: dict[str, Launch] = {}
+
+    def note(launch: Callable[..., None], kernel: str, n_threads: int, *arguments: Any) -> None:
+        if kernel not in found:
+            found[kernel] = Launch(kernel, copy.deepcopy(arguments))
+        launch(kernel, n_threads, *arguments)
+
+    with wrapped(note):
+        function()
+    return list(found.values())
+
+
+def implementations(kernel: str) -> dict[str, Callable[..., None]]:
+    """The kernel in every room that has it."""
+    module, name = kernel.split(".")
+    found = {}
+    for room, package in _dispatch.ROOMS.items():
+        try:
+            found[room] = getattr(importlib.import_module(f"{package}.{module}"), name)
+        except (ImportError, AttributeError):
+            continue
+    return found
+
+
+def border(settings: Settings) -> Iterator[Row]:
+    """Each kernel in its owner's room against the other rooms, one thread each, on the same recorded arguments."""
+    long, wide = Case(8192, n_heads=2), Case(2048, n_heads=12)
+    recorded: dict[str, tuple[Case, Launch]] = {}
+    for case, function, more in (
+        (long, "improved", {}),
+        (wide, "improved", {}),
+        (wide, "clustered", {}),
+        (wide, "clustered", {"clustering": "kmeans"}),
+        (replace(wide, length=1024, n_heads=4), "exact", {}),
+    ):
+        small = case.scaled(settings.divisor)
+        x = small.inputs()
+        # as many threads as make a long sequence be cut over its tokens
+        n_threads = 2 if case is long else 1
+        for launch in record(partial(call, function, small, x, n_threads, **more)):
+            recorded.setdefault(launch.kernel, (small, launch))
+    for kernel, owner in _dispatch.OWNERS.items():
+        if kernel not in recorded:
+            yield Row("border", kernel, "", None, note="no case launches it")
+            continue
+        case, launch = recorded[kernel]
+        yield _border_row(kernel, owner, case, launch, settings.rounds)
+
+
+def _border_row(kernel: str, owner: str, case: Case, launch: Launch, rounds: int) -> Row:
+    rooms = implementations(kernel)
+    functions = {room: partial(_replay, function, launch.arguments) for room, function in rooms.items()}
+    timings = interleave(functions, min(rounds, 5), budget=8.0)
+    medians = {room: timings.median(room) for room in rooms}
+    at = f"{case.n_heads} x {case.length}"
+    note = ", ".join(f"{room} {1e3 * seconds:.3g} ms" for room, seconds in medians.items())
+    if owner not in rooms or "reference" not in rooms:
+        return Row("border", f"{kernel}: {owner}", at, None, note=f"{note}; {owner} has it not")
+    ratio = timings.ratio("reference", owner).median
+    best = min(medians, key=medians.get)
+    what = f"{kernel}: reference / {owner}"
+    return Row("border", what, at, ratio, note=f"{note}; fastest {best}", detail={"seconds": timings.summary()})
+
+
+def _replay(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run a kernel on its recorded arguments, on one thread. What a kernel both reads and writes is copied first."""
+    own = list(arguments)
+    if function.__name__ == "hamming_lloyd":
+        own[-1] = own[-1].copy()  # centroids: the start goes in, the final codes come out
+    _threads.run(partial(function, *own, np.zeros(1, np.int64)), 1)
