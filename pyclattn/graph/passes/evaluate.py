@@ -16,22 +16,17 @@ def evaluate(op: Op, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None
     >>> evaluate(Op("Add", ("x", "y"), ("z",)), [np.ones(2), np.ones(2)])
     [array([2., 2.])]
     """
+    # Imported late: the operators need the whole of functional/, which a program that is only read does not.
+    from pyclattn.graph import planner
     from pyclattn.graph.ops.registry import TABLE
-    from pyclattn.graph.spec import Node, Spec, Unknown
+    from pyclattn.graph.spec import Settings, Spec, Unknown
 
     if op.kind not in TABLE:
         return None
     specs = [False if array is None else Spec.of(array, value=True) for array in inputs]
     try:
-        kernel = TABLE[op.kind](Node(op, specs))
-        if all(spec.value is not None for spec in kernel.outputs):
-            return [np.array(spec.value) for spec in kernel.outputs]
-        if kernel.view is not None:
-            return [np.array(kernel.view(inputs))]
-        outputs = [np.empty(spec.shape, spec.dtype) for spec in kernel.outputs]
-        if kernel.bind is None:
-            return None
-        kernel.bind(inputs, outputs, np.empty(kernel.scratch, np.uint8))()
+        outputs = planner.evaluate(planner.build(op, specs, Settings()), inputs)
     except (Unknown, PyclattnError):
         return None  # it stays in the program, and the run says what is wrong with it
-    return outputs
+    # A view would keep the whole of its source alive.
+    return [np.array(array) if array.base is not None else array for array in outputs]
