@@ -1,0 +1,275 @@
+"""Run a program: plans by input shapes, frames of bound calls, many callers at once.
+
+A frame is an arena with every array of a plan laid out in it and every operator bound to its arrays, so that a run is
+a list of calls without arguments. A frame serves one caller at a time; an idle one is kept for the next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from time import perf_counter_ns
+
+import numpy as np
+
+from pyclattn.errors import MemoryLimitError, PyclattnError, UnsupportedOpError
+from pyclattn.graph.blas import single
+from pyclattn.graph.memory import ALIGNMENT
+from pyclattn.graph.ops import TABLE
+from pyclattn.graph.planner import Plan, Planner, Step, as_list, build, check_inputs, describe, evaluate, located
+from pyclattn.graph.program import Program
+from pyclattn.graph.spec import Settings, Spec
+
+# Plans kept, one for each set of input shapes; a plan of 1,000 operators takes about 1 MB.
+N_PLANS = 32
+# Arenas above this are given back after a run: a service that once saw a long input does not hold its memory.
+IDLE_BYTES = 256 << 20
+# The least scratch a blocked product works well with.
+LEAST_BLOCK = 1 << 16
+
+
+def free_names(program: Program) -> list[str]:
+    """Names a nested program reads from around it."""
+    defined = {v.name for v in program.inputs} | set(program.constants)
+    free: dict[str, None] = {}
+    for op in program.ops:
+        for name in op.inputs:
+            if name and name not in defined:
+                free[name] = None
+        for inner in nested(op):
+            free.update((n, None) for n in free_names(inner) if n not in defined)
+        defined.update(op.outputs)
+    free.update((v.name, None) for v in program.outputs if v.name not in defined)
+    return list(free)
+
+
+def nested(op) -> list[Program]:
+    """Programs in an operator's attributes."""
+    return [a for a in op.attributes.values() if isinstance(a, Program)]
+
+
+def kinds(program: Program) -> dict[str, list[str]]:
+    """Operator kinds of a program and all within it, with the names of their nodes."""
+    found: dict[str, list[str]] = {}
+    for op in program.ops:
+        found.setdefault(op.kind, []).append(op.name or op.outputs[0])
+        for inner in nested(op):
+            for kind, names in kinds(inner).items():
+                found.setdefault(kind, []).extend(names)
+    return found
+
+
+def require_supported(program: Program) -> None:
+    """Raise UnsupportedOpError naming all operators that cannot run."""
+    missing = {k: v for k, v in kinds(program).items() if k not in TABLE}
+    if missing:
+        listed = "; ".join(f"{k} ({len(v)}, first at node {v[0]!r})" for k, v in sorted(missing.items()))
+        raise UnsupportedOpError(f"operators that pyclattn does not run: {listed}")
+
+
+class Frame:
+    """One arena, its arrays, and the calls bound to them."""
+
+    def __init__(self, plan: Plan, constants: dict[str, np.ndarray], settings: Settings):
+        self.plan, self.settings = plan, settings
+        raw = np.empty(plan.arena + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.arena = raw[start : start + plan.arena]
+        self.arrays: dict[str, np.ndarray] = {}
+        for name, spec in plan.specs.items():
+            if spec is not None and spec.value is not None:
+                self.arrays[name] = spec.value
+        for name, spec in plan.inputs.items():
+            if spec.value is None:
+                self.arrays[name] = self._array(plan.places[name].offset, spec)
+        self.calls: list[Callable[[], object]] = []
+        self.steps: list[Step] = []
+        for i, step in enumerate(plan.steps):
+            self._add(i, step)
+
+    def _array(self, offset: int, spec: Spec) -> np.ndarray:
+        return np.ndarray(spec.shape, spec.dtype, self.arena, offset)
+
+    def _add(self, i: int, step: Step) -> None:
+        arrays, kernel = self.arrays, step.kernel
+        if kernel is None:
+            self.calls.append(self._in_the_run(i, step))
+            self.steps.append(step)
+            return
+        ins = [None if n is None else arrays[n] for n in step.inputs]
+        if kernel.view is not None:
+            arrays.update(zip(step.op.outputs, as_list(kernel.view(ins))))
+            return
+        outs: list[np.ndarray | None] = []
+        for j, spec in enumerate(kernel.outputs):
+            name = step.op.outputs[j] if j < len(step.op.outputs) else ""
+            outs.append(self._array(self.plan.places[name].offset, spec) if name else None)
+            if name:
+                arrays[name] = outs[-1]
+        if not any(o is not None for o in outs):
+            return
+        if len(outs) and outs[0] is None:
+            outs[0] = np.empty(kernel.outputs[0].shape, kernel.outputs[0].dtype)
+        scratch = None
+        if step.scratch is not None:
+            scratch = self.arena[step.scratch.offset : step.scratch.offset + step.scratch.size]
+        try:
+            self.calls.append(kernel.bind(ins, outs, scratch))
+        except (PyclattnError, ValueError, TypeError, IndexError) as error:
+            raise located(error, describe(step.op)) from error
+        self.steps.append(step)
+
+    def _in_the_run(self, i: int, step: Step):
+        """A call that builds an operator whose shapes only the data tell."""
+        arrays, settings, drop = self.arrays, self.settings, self.plan.dropped.get(i, ())
+
+        def run():
+            ins = [None if n is None else arrays[n] for n in step.inputs]
+            specs = [False if a is None else Spec.of(a, value=True) for a in ins]
+            results = evaluate(build(step.op, specs, settings), ins)
+            for name, result in zip(step.op.outputs, results):
+                if name:  # a view of a buffer that others will use again is copied out of it
+                    arrays[name] = result.copy() if np.may_share_memory(result, self.arena) else result
+            for name in drop:
+                arrays.pop(name, None)
+
+        return run
+
+    def run(self, profile: list | None = None) -> None:
+        """Make all calls in order."""
+        i = 0
+        try:
+            if profile is None:
+                for i, call in enumerate(self.calls):  # noqa: B007  (the handler names the operator)
+                    call()
+            else:
+                for i, call in enumerate(self.calls):
+                    start = perf_counter_ns()
+                    call()
+                    profile.append((self.steps[i].op, start, perf_counter_ns()))
+        except (PyclattnError, ValueError, TypeError, IndexError, MemoryError, OverflowError) as error:
+            op = self.steps[i].op
+            if describe(op) in str(error):
+                raise
+            raise located(error, describe(op)) from error
+
+
+class Executor:
+    """A program ready to run, safe to call from many threads.
+
+    Parameters
+    ----------
+    program : Program
+    settings : Settings, optional
+        Threads, attention methods.
+    max_memory : int, optional
+        Bytes that a run may take beside the weights.
+
+    Raises
+    ------
+    UnsupportedOpError
+        Listing all operators that pyclattn does not run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyclattn.graph.program import Op, Program, Value
+    >>> x, y = Value("x", "float32", ("n",)), Value("y", "float32", ("n",))
+    >>> executor = Executor(Program([x], [y], [Op("Relu", ("x",), ("y",))]))
+    >>> executor({"x": np.array([-1, 2], np.float32)})
+    {'y': array([0., 2.], dtype=float32)}
+    """
+
+    def __init__(self, program: Program, settings: Settings | None = None, max_memory: int | None = None):
+        require_supported(program)
+        self.program = program
+        self.outer = free_names(program)
+        self.max_memory = max_memory
+        self._inner: dict[int, Executor] = {}
+        settings = settings or Settings()
+        self.settings = replace(settings, programs=self._executor, free_names=free_names)
+        extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in program.ops]
+        self.outputs = [v.name for v in program.outputs]
+        self.planner = Planner(program.ops, extra, program.constants, self.outputs, self.settings)
+        self._plans: OrderedDict[tuple, tuple[Plan, deque, Settings]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _executor(self, program: Program) -> Executor:
+        """The executor of a nested program, made once."""
+        key = id(program)
+        if key not in self._inner:
+            self._inner[key] = Executor(program, self.settings)
+        return self._inner[key]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants."""
+        own = sum(a.nbytes for a in self.program.constants.values())
+        return own + sum(Executor(p).weight_bytes for op in self.program.ops for p in nested(op))
+
+    def plan(self, inputs: dict[str, Spec]) -> Plan:
+        """The plan for these input shapes, made at need; within ``max_memory``, or an error."""
+        return self._entry(inputs)[0]
+
+    def _entry(self, inputs: dict[str, Spec]):
+        key = tuple((n, s.shape, s.dtype.char) for n, s in inputs.items())
+        values = [s.value for s in inputs.values() if s.value is not None]
+        if values:
+            return self._make(inputs)
+        with self._lock:
+            entry = self._plans.get(key)
+            if entry is not None:
+                self._plans.move_to_end(key)
+                return entry
+        entry = self._make(inputs)
+        with self._lock:
+            self._plans[key] = entry
+            while len(self._plans) > N_PLANS:
+                self._plans.popitem(last=False)
+        return entry
+
+    def _make(self, inputs: dict[str, Spec]):
+        settings = self.settings
+        plan = self.planner.plan(inputs, settings)
+        while self.max_memory is not None and plan.peak > self.max_memory and settings.block_bytes > LEAST_BLOCK:
+            settings = replace(settings, block_bytes=settings.block_bytes // 4)
+            plan = self.planner.plan(inputs, settings)
+        if self.max_memory is not None and plan.peak > self.max_memory:
+            shapes = ", ".join(f"{n} {s.shape}" for n, s in inputs.items())
+            raise MemoryLimitError(
+                f"a run with {shapes} needs {plan.peak:,} bytes beside the weights, max_memory leaves {self.max_memory:,}"
+            )
+        return plan, deque(), settings
+
+    def __call__(self, feeds: dict[str, np.ndarray], profile: list | None = None) -> dict[str, np.ndarray]:
+        """Check the inputs and run.
+
+        Parameters
+        ----------
+        feeds : dict of str to ndarray
+        profile : list, optional
+            Gets one (op, start, end) for each operator run, in nanoseconds.
+        """
+        check_inputs(self.program.inputs, feeds)
+        return dict(zip(self.outputs, self.run(feeds, profile=profile)))
+
+    def run(self, feeds: dict[str, np.ndarray], known: Iterable[str] = (), profile: list | None = None) -> list:
+        """Run without checks; inputs named in ``known`` are taken as constants of this run."""
+        specs = {n: Spec(a.shape, a.dtype, value=a if n in known else None) for n, a in feeds.items()}
+        plan, frames, settings = self._entry(specs)
+        try:
+            frame = frames.pop()
+        except IndexError:
+            frame = Frame(plan, self.program.constants, settings)
+        arrays = frame.arrays
+        for name, array in feeds.items():
+            if specs[name].value is None:
+                np.copyto(arrays[name], array)
+        with single, np.errstate(all="ignore"):
+            frame.run(profile)
+        results = [np.array(arrays[n]) for n in plan.outputs]
+        if plan.arena <= IDLE_BYTES and len(frames) < 8:
+            frames.append(frame)
+        return results

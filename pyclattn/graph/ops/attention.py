@@ -1,0 +1,398 @@
+"""Attention in its fused forms, and rotary embedding.
+
+The kernels come from the public functions of pyclattn. An array in another head layout is read through a transposed
+view; the functions take any strides and write in the memory order of the query.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyclattn.errors import ArgumentError, ModelFormatError, ShapeError
+from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
+from pyclattn.functional.exact import scaled_dot_product_attention
+from pyclattn.graph import blocks
+from pyclattn.graph.ops.registry import op
+from pyclattn.graph.spec import Kernel, Node, Spec, simple
+
+METHODS = {
+    "exact": scaled_dot_product_attention,
+    "clustered": clustered_attention,
+    "improved-clustered": improved_clustered_attention,
+}
+# The published settings of improved clustered attention (Vyas et al. 2020): 100 clusters, 63 bits, top 32.
+DEFAULTS = {
+    "exact": {},
+    "clustered": {"n_clusters": 100},
+    "improved-clustered": {"n_clusters": 100, "topk": 32},
+}
+# (B, H, L, D) as a view of each layout
+_VIEWS = {"bhld": (0, 1, 2, 3), "blhd": (0, 2, 1, 3), "bhdl": (0, 1, 3, 2)}
+
+
+def _layout(node: Node, which: str) -> tuple[int, ...]:
+    name = node.attr(f"{which}_layout", node.attr("layout", "bhld"))
+    if name not in _VIEWS:
+        raise ModelFormatError(f"{which}_layout must be one of {', '.join(_VIEWS)}, got {name!r}")
+    return _VIEWS[name]
+
+
+@op("pyclattn:Attention")
+def _attention(node: Node) -> Kernel:
+    orders = [_layout(node, which) for which in ("q", "k", "v")]
+    out_order = _layout(node, "out")
+    q, k, v = (node.spec(i).dummy().transpose(order) for i, order in enumerate(orders))
+    (b, h, length, d), (_, heads, keys, _), width = q.shape, k.shape, v.shape[-1]
+    if k.shape != (b, heads, keys, d) or v.shape[:3] != (b, heads, keys) or h % max(1, heads):
+        raise ShapeError(f"query {q.shape}, key {k.shape} and value {v.shape} do not fit each other")
+    masks = {}
+    for i, name in ((3, "attn_mask"), (4, "key_padding_mask")):
+        if node.has(i):
+            node.spec(i)
+            masks[name] = i
+    causal, scale = bool(node.attr("is_causal", False)), node.attr("scale", None)
+    method, parameters = "exact", {}
+    name = node.attr("name", node.op.name)
+    if node.settings.attention is not None:
+        method, parameters = node.settings.attention(name)
+    # what a method cannot mask is computed exactly
+    if method != "exact" and ("attn_mask" in masks or (causal and method != "improved-clustered")):
+        method, parameters = "exact", {}
+    function = METHODS[method]
+    options = {"scale": scale, "n_threads": node.settings.n_threads, **parameters}
+    if causal:
+        options["is_causal"] = True
+    shape = [0] * 4
+    for at, n in zip(out_order, (b, h, length, width)):
+        shape[at] = n
+    # an array whose rows are not contiguous is copied by us, once
+    copied = [a.strides[-1] != a.itemsize and a.shape[-1] > 1 for a in (q, k, v)]
+    like_query = out_order == orders[0]
+
+    def bind(ins, outs, scratch):
+        arrays = [a.transpose(order) for a, order in zip(ins, orders)]
+        given = {name: ins[i] for name, i in masks.items()}
+        out = outs[0].transpose(np.argsort(out_order)) if not like_query else outs[0].transpose(out_order)
+
+        def run():
+            query, key, value = (np.ascontiguousarray(a) if c else a for a, c in zip(arrays, copied))
+            np.copyto(out, function(query, key, value, **given, **options))
+
+        return run
+
+    size = b * h * length * width * 4
+    extra = sum(a.size * 4 for a, c in zip((q, k, v), copied) if c)
+    return Kernel([Spec(shape, q.dtype)], bind, transient=size + extra + _working(method, parameters, b * h, length, d))
+
+
+def _working(method: str, parameters: dict, n: int, length: int, d: int) -> int:
+    """About what a method allocates besides its output."""
+    if method == "exact":
+        return 1 << 20
+    per_query = 8 * 4 + 4 * d  # codes, labels, order
+    return n * length * per_query + n * parameters.get("n_clusters", 100) * (d + parameters.get("topk", 0)) * 8
+
+
+def split_heads(x: Spec, heads: int | None) -> tuple[int, ...]:
+    """The shape (B, L, H, D) of packed heads (B, L, H x D)."""
+    if not heads or x.shape[-1] % heads:
+        raise ShapeError(f"{x.shape[-1]} features cannot be split into {heads} heads")
+    return (*x.shape[:2], heads, x.shape[-1] // heads)
+
+
+@op("Attention")
+def _onnx_attention(node: Node) -> Kernel:
+    """ONNX 23 and 24. Scores are made only where the model asks to see them or caps them."""
+    q, k, v = (node.spec(i) for i in range(3))
+    packed = q.ndim == 3
+    if packed:
+        n_q, n_kv = node.attr("q_num_heads"), node.attr("kv_num_heads")
+        shapes = [split_heads(s, n) for s, n in ((q, n_q), (k, n_kv), (v, n_kv))]
+        (b, length, h, d), (_, new, heads, _), width = shapes[0], shapes[1], shapes[2][-1]
+    else:
+        (b, h, length, d), (_, heads, new, _), width = q.shape, k.shape, v.shape[-1]
+    past = node.shape(4)[2] if node.has(4) else 0
+    total = past + new
+    scale = node.attr("scale", None)
+    scale = d**-0.5 if scale is None else scale
+    causal, cap, mode = (
+        bool(node.attr("is_causal", 0)),
+        node.attr("softcap", 0.0),
+        node.attr("qk_matmul_output_mode", 0),
+    )
+    windows = node.attr("left_window_size", -1), node.attr("right_window_size", -1)
+    for i in (3, 5, 6):
+        if node.has(i):
+            node.spec(i)
+    outputs = [
+        Spec((b, length, h * width) if packed else (b, h, length, width), q.dtype),
+        Spec((b, heads, total, d), k.dtype),
+        Spec((b, heads, total, width), v.dtype),
+        Spec((b, h, length, total), q.dtype),
+    ][: max(1, node.n_outputs)]
+    plain = not node.wants(3) and not cap and q.dtype == np.float32 and windows == (-1, -1)
+
+    def unpack(x, shape):
+        return x.reshape(shape).transpose(0, 2, 1, 3)
+
+    def run(*ins):
+        query, key, value, mask, past_key, past_value, lengths = (*ins, None, None, None, None)[:7]
+        if packed:
+            query, key, value = (unpack(x, s) for x, s in zip((query, key, value), shapes))
+        if past_key is not None:
+            key, value = np.concatenate([past_key, key], 2), np.concatenate([past_value, value], 2)
+        bias = _bias(mask, total, lengths, causal, past, length, windows, query.dtype)
+        if plain:
+            y = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale,
+                                             n_threads=node.settings.n_threads)  # fmt: skip
+            scores = None
+        else:
+            y, scores = _with_scores(query, key, value, bias, scale, cap, mode)
+        if packed:
+            y = y.transpose(0, 2, 1, 3).reshape(b, length, h * width)
+        return [y, key, value, scores][: len(outputs)] if len(outputs) > 1 else y
+
+    kernel = simple(outputs, run)
+    kernel.transient += length * total * 4 * (1 if plain else 3 * b * h)
+    return kernel
+
+
+def _bias(mask, total: int, lengths, causal: bool, past: int, length: int, windows, dtype):
+    """All that keeps queries from keys as one mask: bool, or float with -inf; None if nothing does."""
+    if mask is not None and mask.shape[-1] < total:
+        wide = [(0, 0)] * (mask.ndim - 1) + [(0, total - mask.shape[-1])]
+        mask = np.pad(mask, wide, constant_values=False if mask.dtype == bool else -np.inf)
+    allowed = None
+    i, j = np.arange(length)[:, None], np.arange(total)
+    if causal or windows != (-1, -1):
+        offset = np.asarray(past) if lengths is None or past else (lengths.reshape(-1, 1, 1, 1) - length)
+        gap = i + offset - j
+        allowed = gap >= 0 if causal else np.ones_like(gap, bool)
+        if windows[0] >= 0:
+            allowed = allowed & (gap <= windows[0])
+        if windows[1] >= 0:
+            allowed = allowed & (-gap <= windows[1])
+    if lengths is not None:
+        inside = j < lengths.reshape(-1, 1, 1, 1)
+        allowed = inside if allowed is None else allowed & inside
+    if mask is None or allowed is None:
+        return mask if allowed is None else allowed
+    return mask & allowed if mask.dtype == bool else np.where(allowed, mask, dtype.type(-np.inf))
+
+
+def _with_scores(query, key, value, bias, scale, cap, mode):
+    """(output, scores as ``mode`` asks): 0 raw, 1 capped, 2 with the mask, 3 after softmax."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = np.repeat(key, groups, 1), np.repeat(value, groups, 1)
+    root = query.dtype.type(np.sqrt(scale))
+    scores = np.matmul(query * root, (key * root).swapaxes(-1, -2))
+    shown = {0: scores.copy()}
+    if cap:
+        scores = np.tanh(scores / query.dtype.type(cap)) * query.dtype.type(cap)
+    shown[1] = scores
+    if bias is not None:
+        bias = np.where(bias, 0, -np.inf).astype(query.dtype) if bias.dtype == bool else bias
+        scores = scores + bias.astype(query.dtype)
+    shown[2] = scores
+    highest = scores.max(-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(scores - np.where(np.isneginf(highest), 0, highest))
+    total = weights.sum(-1, keepdims=True)
+    weights = np.divide(weights, np.where(total == 0, 1, total)).astype(query.dtype)
+    shown[3] = weights
+    return np.matmul(weights, value), shown[mode]
+
+
+@op("com.microsoft:MultiHeadAttention")
+def _multi_head_attention(node: Node) -> Kernel:
+    """query, key, value (B, L, H x D), bias, key_padding_mask, attention_bias. No cache."""
+    heads = node.attr("num_heads")
+    if node.spec(0).ndim != 3 or not node.has(1) or not node.has(2) or node.spec(1).ndim != 3:
+        raise ModelFormatError("MultiHeadAttention is supported with separate query, key and value of three dimensions")
+    if any(node.has(i) for i in (6, 7)) or node.n_outputs > 1:
+        raise ModelFormatError("MultiHeadAttention with past or present keys is not supported")
+    shapes = [split_heads(node.spec(i), heads) for i in range(3)]
+    (b, length, h, d), keys, width = shapes[0], shapes[1][1], shapes[2][-1]
+    scale, causal = node.attr("scale", None) or d**-0.5, bool(node.attr("unidirectional", 0))
+    ends = np.cumsum([h * d, h * d, h * width])
+    for i in (3, 4, 5):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        query, key, value, bias, mask, extra = (*ins, None, None, None)[:6]
+        if bias is not None:
+            parts = np.split(bias, ends[:-1])
+            query, key, value = (x + p for x, p in zip((query, key, value), parts))
+        query, key, value = (x.reshape(s).transpose(0, 2, 1, 3) for x, s in zip((query, key, value), shapes))
+        padding, allowed = _padding(mask, b, keys, length)
+        if allowed is not None and extra is not None:
+            extra, allowed = np.where(allowed, extra, np.float32(-np.inf)), None
+        y = scaled_dot_product_attention(query, key, value, attn_mask=allowed if extra is None else extra,
+                                         key_padding_mask=padding, is_causal=causal, scale=scale,
+                                         n_threads=node.settings.n_threads)  # fmt: skip
+        return y.transpose(0, 2, 1, 3).reshape(b, length, h * width)
+
+    kernel = simple([Spec((b, length, h * width), node.dtype(0))], run)
+    kernel.transient += sum(node.spec(i).nbytes for i in range(3)) * (1 if node.has(3) else 0)
+    return kernel
+
+
+def _padding(mask, b: int, keys: int, length: int):
+    """(key padding (B, S), allowed (B, 1, L, S)) from ONNX Runtime's masks: lengths, 0/1 a key, or 0/1 a pair."""
+    if mask is None:
+        return None, None
+    if mask.ndim == 1:
+        if mask.shape[0] != b:
+            raise ModelFormatError(f"a mask of shape {mask.shape} for a batch of {b} is not supported")
+        return np.arange(keys) >= mask[:, None], None
+    if mask.ndim == 2:
+        return mask == 0, None
+    if mask.ndim == 3 and mask.shape[1:] == (length, keys):
+        return None, (mask != 0)[:, None]
+    raise ModelFormatError(f"a mask of shape {mask.shape} is not supported")
+
+
+@op("com.microsoft:Attention")
+def _packed_attention(node: Node) -> Kernel:
+    """input (B, L, C), weights (C, 3 x hidden), bias, mask_index, past, attention_bias."""
+    x, weight, heads = node.spec(0), node.spec(1), node.attr("num_heads")
+    if node.has(4) or node.n_outputs > 1:
+        raise ModelFormatError("Attention with past or present keys is not supported")
+    sizes = node.attr("qkv_hidden_sizes", [weight.shape[1] // 3] * 3)
+    b, length, c = x.shape
+    if weight.shape != (c, sum(sizes)) or any(s % heads for s in sizes):
+        raise ShapeError(f"input {x.shape} and weight {weight.shape} do not fit {heads} heads of {sizes}")
+    ends, d = np.cumsum(sizes), sizes[0] // heads
+    scale, causal = node.attr("scale", None) or d**-0.5, bool(node.attr("unidirectional", 0))
+    for i in (2, 3, 5):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        data, weights, bias, mask, _, extra = (*ins, None, None, None, None)[:6]
+        fused = np.matmul(data.reshape(-1, c), weights)
+        if bias is not None:
+            fused += bias
+        parts = np.split(fused.reshape(b, length, -1), ends[:-1], -1)
+        query, key, value = (p.reshape(b, length, heads, -1).transpose(0, 2, 1, 3) for p in parts)
+        padding, allowed = _padding(mask, b, length, length)
+        if allowed is not None and extra is not None:
+            extra, allowed = np.where(allowed, extra, np.float32(-np.inf)), None
+        y = scaled_dot_product_attention(query, key, value, attn_mask=allowed if extra is None else extra,
+                                         key_padding_mask=padding, is_causal=causal, scale=scale,
+                                         n_threads=node.settings.n_threads)  # fmt: skip
+        return y.transpose(0, 2, 1, 3).reshape(b, length, -1)
+
+    kernel = simple([Spec((b, length, sizes[2]), x.dtype)], run)
+    kernel.transient += b * length * sum(sizes) * 4
+    return kernel
+
+
+def rotate(x, cos, sin, interleaved: bool, out) -> None:
+    """Rotate pairs of features of x (..., R); cos and sin broadcast to (..., R / 2). ``out`` may not be ``x``."""
+    if interleaved:
+        a, b, first, second = x[..., 0::2], x[..., 1::2], out[..., 0::2], out[..., 1::2]
+    else:
+        half = x.shape[-1] // 2
+        a, b, first, second = x[..., :half], x[..., half:], out[..., :half], out[..., half:]
+    np.multiply(a, cos, first)
+    first -= b * sin
+    np.multiply(a, sin, second)
+    second += b * cos
+
+
+@op("pyclattn:Rotary")
+def _rotary(node: Node) -> Kernel:
+    """x (..., D), cos and sin that broadcast to it, of D (each angle twice) or D / 2 columns."""
+    x, layout, d = node.spec(0), node.attr("layout", "half"), node.shape(0)[-1]
+    if layout not in ("half", "interleaved"):
+        raise ModelFormatError(f"layout must be half or interleaved, got {layout!r}")
+    for i in (1, 2):
+        if node.shape(i)[-1] not in (d, d // 2) or d % 2:
+            raise ShapeError(f"cos and sin for {d} features must have {d} or {d // 2} columns, got {node.shape(i)}")
+    interleaved, threads = layout == "interleaved", node.settings.n_threads
+
+    def half(a):
+        if a.shape[-1] == d // 2:
+            return a
+        return a[..., 0::2] if interleaved else a[..., : d // 2]
+
+    def bind(ins, outs, scratch):
+        cos, sin = (np.broadcast_to(half(a), (*x.shape[:-1], d // 2)) for a in ins[1:3])
+        pieces = blocks.slices([ins[0], cos, sin, outs[0]])
+        # cut along any axis but the features
+        if len(pieces) > 1 and pieces[0][-1].shape[-1] != d:
+            pieces = [[ins[0], cos, sin, outs[0]]]
+        return blocks.share(lambda i: rotate(*pieces[i][:3], interleaved, pieces[i][3]), len(pieces), threads)
+
+    return Kernel([Spec(x.shape, x.dtype)], bind)
+
+
+@op("RotaryEmbedding", "com.microsoft:RotaryEmbedding")
+def _rotary_embedding(node: Node) -> Kernel:
+    """ONNX: x, cos, sin, position_ids. ONNX Runtime: x, position_ids, cos, sin."""
+    x, contrib = node.spec(0), node.kind != "RotaryEmbedding"
+    for i in range(1, node.n_inputs):
+        if node.has(i):
+            node.spec(i)
+    heads, interleaved = node.attr("num_heads", 0), bool(node.attr("interleaved", 0))
+    b, length = (x.shape[0], x.shape[2]) if x.ndim == 4 else x.shape[:2]
+    cos_at = 2 if contrib else 1
+    width = node.shape(cos_at)[-1]
+    rotated = node.attr("rotary_embedding_dim", 0) or 2 * width
+    if x.ndim == 3:
+        heads = heads or x.shape[2] // rotated
+        split_heads(x, heads)
+    if width * 2 != rotated:
+        raise ShapeError(f"cos and sin must have {rotated // 2} columns, got {width}")
+
+    def run(*ins):
+        data, cos, sin, places = ins[0], *(ins[2:4] if contrib else ins[1:3]), None
+        places = ins[1] if contrib else (ins[3] if len(ins) > 3 else None)
+        a = data.transpose(0, 2, 1, 3) if x.ndim == 4 else data.reshape(b, length, heads, -1)
+        if places is not None:
+            if contrib and places.size == 1:
+                places = places.reshape(()) + np.arange(length)[None]
+            cos, sin = cos[places], sin[places]
+        out = np.array(a)
+        rotate(a[..., :rotated], cos[..., None, :], sin[..., None, :], interleaved, out[..., :rotated])
+        return out.transpose(0, 2, 1, 3) if x.ndim == 4 else out.reshape(x.shape)
+
+    return simple([Spec(x.shape, x.dtype)], run)
+
+
+@op("com.microsoft:EmbedLayerNormalization")
+def _embed_layer_norm(node: Node) -> Kernel:
+    """input_ids, segment_ids, word, position and segment embedding, gamma, beta, mask, position_ids."""
+    from pyclattn.graph.ops.norm import layer_norm
+
+    ids, words = node.spec(0), node.spec(2)
+    if node.attr("mask_index_type", 0) or node.wants(2):
+        raise ModelFormatError("EmbedLayerNormalization with mask_index_type or its sum as output is not supported")
+    shape, d = (*ids.shape, words.shape[1]), words.shape[1]
+    for i in range(1, node.n_inputs):
+        if node.has(i):
+            node.spec(i)
+    if ids.shape[1] > node.shape(3)[0] and not node.has(8):
+        raise ShapeError(f"length {ids.shape[1]} is beyond the position table of {node.shape(3)[0]} rows")
+
+    def run(*ins):
+        ids, segments, words, places, kinds, gamma, beta, mask, at = (*ins, *(None,) * 9)[:9]
+        x = words[ids] + (places[: ids.shape[1]] if at is None else places[at])
+        if segments is not None:
+            x += kinds[segments]
+        out = np.empty_like(x)
+        layer_norm(x.reshape(-1, d), gamma, beta, node.attr("epsilon", 1e-12), out.reshape(-1, d))
+        lengths = np.zeros(ids.shape[0], np.int32) if mask is None else mask.sum(1, dtype=np.int32)
+        return [out, lengths] if node.n_outputs > 1 else out
+
+    outputs = [Spec(shape, words.dtype), Spec(shape[:1], np.int32)][: min(2, node.n_outputs)]
+    return simple(outputs, run)
+
+
+def check_method(method: str, parameters: dict) -> tuple[str, dict]:
+    """A method of attention and its parameters, defaults filled in."""
+    if method not in METHODS:
+        raise ArgumentError(f"attention must be one of {', '.join(METHODS)}, got {method!r}")
+    return method, {**DEFAULTS[method], **parameters}

@@ -1,0 +1,269 @@
+"""Products of matrices."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
+from pyclattn.graph import blocks
+from pyclattn.graph.blas import single
+from pyclattn.graph.ops import functions as f
+from pyclattn.graph.ops.registry import op
+from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
+
+# Below this many multiplications a second thread costs more than it saves (about 40 us at 100 GFLOP/s a core).
+SPLIT = 4_000_000
+# Rows of one task: 256 rows of 384 to 3,072 float32 are 0.4 to 3 MB, so that the activation finds them in L2 or L3,
+# and a product of this height still runs at full speed.
+ROWS = 256
+
+
+def blasable(a: np.ndarray) -> bool:
+    """Whether BLAS can read (or write) the last two axes as they lie."""
+    if a.dtype not in (np.float32, np.float64) or a.ndim < 2:
+        return False
+    (m, n), (row, column), item = a.shape[-2:], a.strides[-2:], a.itemsize
+    return (column == item and (row >= n * item or m == 1) and row % item == 0) or (
+        row == item and (column >= m * item or n == 1) and column % item == 0
+    )
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after=None):
+    """A call of ``matmul(a, b, out)`` for a of shape (M, K) and b (K, N), then ``after(rows of out, columns)``.
+
+    Rows are shared among threads, or columns where there are few rows.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    threads = n_threads if single.works and m * k * n >= SPLIT else 1
+    if m <= ROWS // 2 and threads > 1:
+        step = -(-n // threads)
+        step += -step % 16  # whole cache lines
+        places = [(slice(None), slice(i, i + step)) for i in range(0, n, step)]
+    elif m > ROWS:
+        step = min(ROWS, -(-m // threads)) if threads > 1 or after is not None else m
+        places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
+    else:
+        step = -(-m // threads)
+        places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
+    pieces = [(a[rows], b[:, columns], out[rows, columns], columns) for rows, columns in places]
+    if len(pieces) == 1:
+        x, y, into, columns = pieces[0]
+        if after is None:
+            return partial(np.matmul, x, y, into)
+
+        def whole():
+            np.matmul(x, y, into)
+            after(into, columns)
+
+        return whole
+
+    def task(i):
+        x, y, into, columns = pieces[i]
+        np.matmul(x, y, into)
+        if after is not None:
+            after(into, columns)
+
+    return blocks.share(task, len(pieces), threads)
+
+
+def dense(x: Spec, weight: Spec, bias: bool, activation, n_threads: int, ready: bool = False):
+    """(bind, scratch) of ``activation(x @ weight + bias)`` for x (..., K) in C order and weight (K, N)."""
+    k, n = weight.shape
+
+    def bind(ins, outs, scratch):
+        a, out = np.ascontiguousarray(ins[0]).reshape(-1, k), outs[0].reshape(-1, n)
+        b, shift = ins[1], ins[2] if bias else None
+        if shift is None and activation is None:
+            return product(a, b, out, n_threads)
+
+        def after(into, columns):
+            if shift is not None:
+                np.add(into, shift[columns] if shift.ndim else shift, into)
+            if activation is not None:
+                activation(into, into)
+
+        return product(a, b, out, n_threads, after)
+
+    return bind
+
+
+def _gelu_rows(function):
+    """An activation with temporaries, in blocks of rows that stay in cache."""
+
+    def run(x, out):
+        step = max(1, blocks.BLOCK // max(1, x.shape[1]))
+        for i in range(0, x.shape[0], step):
+            function(x[i : i + step], out[i : i + step])
+
+    return run
+
+
+def _check_matrix(x: Spec, weight: Spec) -> None:
+    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(f"cannot multiply {x.shape} by {weight.shape}")
+
+
+@op("pyclattn:Linear")
+def _linear(node: Node) -> Kernel:
+    x, weight = node.spec(0), node.spec(1)
+    _check_matrix(x, weight)
+    if x.dtype != weight.dtype:
+        raise DTypeError(f"input and weight must have one type, got {x.dtype} and {weight.dtype}")
+    name = node.attr("activation", "")
+    if name not in f.ACTIVATIONS:
+        raise ModelFormatError(f"activation must be one of {', '.join(map(repr, f.ACTIVATIONS))}, got {name!r}")
+    if node.has(2) and node.shape(2) not in ((weight.shape[1],), (1,), ()):
+        raise ShapeError(f"the bias must have shape {(weight.shape[1],)}, got {node.shape(2)}")
+    activation = f.ACTIVATIONS[name]
+    if activation is not None and name not in ("relu", "tanh"):
+        activation = _gelu_rows(activation)
+    return _with_contiguous(node, x, weight, node.has(2), activation)
+
+
+def _with_contiguous(node: Node, x: Spec, weight: Spec, bias: bool, activation) -> Kernel:
+    """Dense kernel; an input in another order is copied to scratch first."""
+    inner = dense(x, weight, bias, activation, node.settings.n_threads)
+    out = Spec((*x.shape[:-1], weight.shape[1]), x.dtype)
+    copy = x.nbytes if x.strides is not None else 0
+    threads = node.settings.n_threads
+
+    def bind(ins, outs, scratch):
+        if not copy:
+            return inner(ins, outs, scratch)
+        packed = scratch[:copy].view(x.dtype).reshape(x.shape)
+        fill = blocks.elementwise(lambda a, o: np.copyto(o, a), [ins[0]], packed, threads)
+        multiply = inner([packed, *ins[1:]], outs, None)
+
+        def run():
+            fill()
+            multiply()
+
+        return run
+
+    return Kernel([out], bind, scratch=copy, transient=4 * blocks.BLOCK * 4 * threads if activation else 0)
+
+
+@op("MatMul", "com.microsoft:FusedMatMul", "com.microsoft:TransposeMatMul")
+def _matmul(node: Node) -> Kernel:
+    a, b = node.spec(0), node.spec(1)
+    if a.dtype != b.dtype:
+        raise DTypeError(f"inputs must have one type, got {a.dtype} and {b.dtype}")
+    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
+        raise ModelFormatError("FusedMatMul with transBatchA or transBatchB is not supported")
+    alpha = node.attr("alpha", 1.0)
+    flip_a, flip_b = node.attr("transA", 0) and a.ndim > 1, node.attr("transB", 0) and b.ndim > 1
+    if alpha == 1 and not flip_a and not flip_b and a.ndim >= 2 and b.ndim == 2 and a.dtype.kind == "f":
+        _check_matrix(a, b)
+        return _with_contiguous(node, a, b, False, None)
+    x, y = a.dummy(), b.dummy()
+    x, y = x.swapaxes(-1, -2) if flip_a else x, y.swapaxes(-1, -2) if flip_b else y
+    return general_matmul(Spec.of(x), Spec.of(y), alpha, node.settings.n_threads, flip_a, flip_b)
+
+
+def general_matmul(a: Spec, b: Spec, alpha: float, n_threads: int, flip_a=False, flip_b=False) -> Kernel:
+    """Kernel of ``alpha a @ b`` by NumPy's rules; ``flip``: the arrays given have their last axes swapped."""
+    if not a.ndim or not b.ndim:
+        raise ShapeError(f"cannot multiply {a.shape} by {b.shape}")
+    full_a, full_b = (1, *a.shape) if a.ndim == 1 else a.shape, (*b.shape, 1) if b.ndim == 1 else b.shape
+    if full_a[-1] != full_b[-2]:
+        raise ShapeError(f"cannot multiply {a.shape} by {b.shape}")
+    lead = broadcast(full_a[:-2], full_b[:-2])
+    shape = lead + full_a[-2:-1] * (a.ndim > 1) + full_b[-1:] * (b.ndim > 1)
+    m, k, n = full_a[-2], full_a[-1], full_b[-1]
+    many = int(np.prod(lead, dtype=np.int64))
+
+    def bind(ins, outs, scratch):
+        x, y = (ins[0].swapaxes(-1, -2) if flip_a else ins[0]), (ins[1].swapaxes(-1, -2) if flip_b else ins[1])
+        out = outs[0].reshape((*lead, m, n))
+        x, y = x.reshape(full_a) if x.ndim == 1 else x, y.reshape(full_b) if y.ndim == 1 else y
+        if many == 1 and x.size == m * k and y.size == k * n and blasable(x) and blasable(y) and alpha == 1:
+            return product(x.reshape(x.shape[-2:]), y.reshape(y.shape[-2:]), out.reshape(m, n), n_threads)
+        x, y = np.broadcast_to(x, (*lead, m, k)), np.broadcast_to(y, (*lead, k, n))
+        # along the batch, blocks of a few matrices; a layout BLAS cannot read is copied a block at a time
+        step = max(1, 1_000_000 // max(1, m * k * n))
+        places = [np.unravel_index(i, lead) for i in range(many)] if step == 1 else None
+        copy_x, copy_y = not blasable(x) and x.dtype.kind == "f", not blasable(y) and y.dtype.kind == "f"
+
+        def multiply(p, q, into):
+            np.matmul(np.ascontiguousarray(p) if copy_x else p, np.ascontiguousarray(q) if copy_y else q, into)
+            if alpha != 1:
+                np.multiply(into, alpha, into)
+
+        if places is None or many == 1:
+            return partial(multiply, x, y, out)
+        threads = n_threads if single.works and many * m * k * n >= SPLIT else 1
+        return blocks.share(lambda i: multiply(x[places[i]], y[places[i]], out[places[i]]), many, threads)
+
+    return Kernel([Spec(shape, a.dtype)], bind, transient=n_threads * (m * k + k * n) * a.dtype.itemsize)
+
+
+@op("Gemm")
+def _gemm(node: Node) -> Kernel:
+    a, b = node.spec(0), node.spec(1)
+    flip_a, flip_b = node.attr("transA", 0), node.attr("transB", 0)
+    alpha, beta = node.attr("alpha", 1.0), node.attr("beta", 1.0)
+    if a.ndim != 2 or b.ndim != 2:
+        raise ShapeError(f"Gemm multiplies matrices, got {a.shape} and {b.shape}")
+    (m, k), (kb, n) = a.shape[::-1] if flip_a else a.shape, b.shape[::-1] if flip_b else b.shape
+    if k != kb:
+        raise ShapeError(f"cannot multiply {(m, k)} by {(kb, n)}")
+    has_bias = node.has(2)
+    if has_bias and broadcast(node.shape(2), (m, n)) != (m, n):
+        raise ShapeError(f"input 2 must broadcast to {(m, n)}, got {node.shape(2)}")
+    threads = node.settings.n_threads
+
+    def bind(ins, outs, scratch):
+        x, y, out = ins[0].T if flip_a else ins[0], ins[1].T if flip_b else ins[1], outs[0]
+        bias = np.broadcast_to(ins[2], (m, n)) if has_bias else None
+        run_product = product(x, y, out, threads)
+        if alpha == 1 and not has_bias:
+            return run_product
+
+        def run():
+            run_product()
+            if alpha != 1:
+                np.multiply(out, out.dtype.type(alpha), out)
+            if bias is not None:
+                np.add(out, bias if beta == 1 else bias * out.dtype.type(beta), out)
+
+        return run
+
+    return Kernel([Spec((m, n), a.dtype)], bind)
+
+
+@op("Einsum")
+def _einsum(node: Node) -> Kernel:
+    equation = node.attr("equation").replace(" ", "")
+    specs = [node.spec(i) for i in range(node.n_inputs)]
+    shape = einsum_shape(equation, [s.shape for s in specs])
+    path = np.einsum_path(equation, *(s.dummy() for s in specs), optimize="greedy")[0]
+    return simple([Spec(shape, specs[0].dtype)], lambda *ins: np.einsum(equation, *ins, optimize=path))
+
+
+def einsum_shape(equation: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape an Einstein sum gives."""
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(shapes):
+        raise ShapeError(f"equation {equation!r} names {len(terms)} inputs, got {len(shapes)}")
+    lengths: dict[str, int] = {}
+    dots: tuple[int, ...] = ()
+    for term, shape in zip(terms, shapes):
+        before, ellipsis, after = term.partition("...")
+        named = len(before) + len(after)
+        if named > len(shape) or (not ellipsis and named != len(shape)):
+            raise ShapeError(f"equation {equation!r} does not fit shapes {', '.join(map(str, shapes))}")
+        if ellipsis:
+            dots = broadcast(dots, shape[len(before) : len(shape) - len(after)])
+        sides = (*zip(before, shape), *zip(after, shape[len(shape) - len(after) :]))
+        for letter, n in sides:
+            if lengths.setdefault(letter, n) not in (n, 1) and n != 1:
+                raise ShapeError(f"{letter!r} of {equation!r} is both {lengths[letter]} and {n}")
+            lengths[letter] = max(lengths[letter], n) if n else 0
+    if not arrow:
+        letters = sorted(set(left) - set(",."))
+        right = ("..." if "..." in left else "") + "".join(c for c in letters if left.count(c) == 1)
+    before, ellipsis, after = right.partition("...")
+    return (*(lengths[c] for c in before), *(dots if ellipsis else ()), *(lengths[c] for c in after))

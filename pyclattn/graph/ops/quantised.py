@@ -1,0 +1,411 @@
+"""Quantised operators: right first. Products of 8-bit matrices are exact, through float32 products of few terms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
+from pyclattn.graph import blocks
+from pyclattn.graph.blas import single
+from pyclattn.graph.ops.conv import convolution
+from pyclattn.graph.ops.linear import SPLIT, general_matmul
+from pyclattn.graph.ops.registry import element_type, op
+from pyclattn.graph.ops.windows import padded, sliding, window
+from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
+
+# 256 products of numbers up to 255 stay below 2^24, where float32 holds every whole number.
+EXACT_TERMS = 256
+
+
+def along(array: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    """A vector of parameters shaped to broadcast along ``axis``; a single number stays one."""
+    array = np.asarray(array)
+    if array.size == 1:
+        return array.reshape(())
+    return array.reshape([-1 if i == axis else 1 for i in range(ndim)]) if array.ndim == 1 else array
+
+
+def spread(array: np.ndarray, axis: int, block: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Scale or zero point of blocks along ``axis`` (block > 0), of an axis, or of the whole, for data of ``shape``."""
+    if block and array.ndim == len(shape):
+        return np.repeat(array, block, axis)[(slice(None),) * axis + (slice(0, shape[axis]),)]
+    return along(array, axis, len(shape))
+
+
+def quantise(x: np.ndarray, scale, zero, dtype: np.dtype) -> np.ndarray:
+    """round(x / scale) + zero, ties to even, cut to the type's range."""
+    limits = np.iinfo(dtype)
+    y = np.divide(x, scale, dtype=np.float32 if x.dtype != np.float64 else None)
+    np.rint(y, y)
+    if np.ndim(zero) or zero:
+        y = y + np.asarray(zero, y.dtype)
+    return np.clip(y, limits.min, limits.max, y).astype(dtype)
+
+
+def _scale_shape(node: Node, x: Spec, axis: int) -> None:
+    scale = node.spec(1)
+    if scale.size != 1 and scale.ndim == 1 and scale.size != x.shape[axis]:
+        raise ShapeError(f"the scale must have one element or {x.shape[axis]}, got {scale.shape}")
+
+
+@op("QuantizeLinear", "com.microsoft:QuantizeLinear")
+def _quantize_linear(node: Node) -> Kernel:
+    x, block = node.spec(0), node.attr("block_size", 0)
+    axis = node.attr("axis", 1)
+    axis = node.axis(axis, x.ndim) if node.spec(1).size > 1 else 0
+    _scale_shape(node, x, axis)
+    named = node.attr("output_dtype", None)
+    dtype = node.dtype(2) if node.has(2) else element_type(named) if named else np.dtype(np.uint8)
+    if dtype.kind not in "iu":
+        raise DTypeError(f"the output type must be a whole number, got {dtype}")
+
+    def run(a, scale, zero=None):
+        if a.dtype.kind in "iu":
+            a = a.astype(np.float32)
+        zero = 0 if zero is None else spread(zero, axis, block, x.shape)
+        return quantise(a, spread(scale, axis, block, x.shape), zero, dtype)
+
+    kernel = simple([Spec(x.shape, dtype)], run)
+    kernel.transient += 4 * x.size
+    return kernel
+
+
+@op("DequantizeLinear", "com.microsoft:DequantizeLinear")
+def _dequantize_linear(node: Node) -> Kernel:
+    x, block = node.spec(0), node.attr("block_size", 0)
+    axis = node.axis(node.attr("axis", 1), x.ndim) if node.spec(1).size > 1 else 0
+    _scale_shape(node, x, axis)
+    dtype = node.dtype(1)
+    if node.has(2):
+        node.spec(2)
+
+    def bind(ins, outs, scratch):
+        def run():
+            out = outs[0]
+            if node.has(2):
+                zero = spread(ins[2], axis, block, x.shape)
+                np.subtract(ins[0], zero.astype(dtype), out, dtype=dtype, casting="unsafe")
+            else:
+                np.copyto(out, ins[0], casting="unsafe")
+            np.multiply(out, spread(ins[1], axis, block, x.shape), out)
+
+        return run
+
+    return Kernel([Spec(x.shape, dtype)], bind)
+
+
+@op("DynamicQuantizeLinear")
+def _dynamic_quantize(node: Node) -> Kernel:
+    x = node.spec(0)
+
+    def bind(ins, outs, scratch):
+        def run():
+            y, scale, zero = dynamic_quantise(ins[0])
+            for out, value in zip(outs, (y, scale, zero)):
+                if out is not None:
+                    out[...] = value
+
+        return run
+
+    return Kernel([Spec(x.shape, np.uint8), Spec((), np.float32), Spec((), np.uint8)], bind, transient=5 * x.size)
+
+
+def dynamic_quantise(x: np.ndarray) -> tuple[np.ndarray, np.float32, np.uint8]:
+    """(uint8, scale, zero point) of an array by its own range, which is made to hold 0."""
+    low = min(float(x.min(initial=0)), 0.0)
+    high = max(float(x.max(initial=0)), 0.0)
+    scale = np.float32((np.float32(high) - np.float32(low)) / np.float32(255))
+    if scale == 0:
+        scale = np.float32(1)
+    zero = np.uint8(np.clip(np.rint(np.float32(0 - np.float32(low)) / scale), 0, 255))
+    return quantise(x, scale, int(zero), np.dtype(np.uint8)), scale, zero
+
+
+def integer_matmul(a: np.ndarray, b: np.ndarray, zero_a=None, zero_b=None, n_threads: int = 1) -> np.ndarray:
+    """(a - zero_a) @ (b - zero_b), exact, as float64-free int32.
+
+    ``zero_a``: one number, or one a row; ``zero_b``: one number, or one a column.
+    """
+    k = a.shape[-1]
+    shape = broadcast(a.shape[:-2], b.shape[:-2]) + (a.shape[-2], b.shape[-1])
+    total = np.zeros(shape, np.int32)
+
+    def minus(x, zero):
+        x = x.astype(np.float32)
+        if zero is not None and np.any(zero):
+            x -= np.asarray(zero, np.float32)
+        return x
+
+    def columns(j: int, width: int) -> None:
+        for i in range(0, k, EXACT_TERMS):
+            left = minus(a[..., i : i + EXACT_TERMS], _part(zero_a, -1, i))
+            right = minus(b[..., i : i + EXACT_TERMS, j : j + width], _columns(zero_b, j, width))
+            total[..., j : j + width] += np.matmul(left, right).astype(np.int32)
+
+    n = b.shape[-1]
+    threads = n_threads if single.works and a.size * n >= SPLIT else 1
+    width = max(1, -(-n // threads))
+    starts = range(0, n, width)
+    blocks.share(lambda t: columns(starts[t], width), len(starts), threads)()
+    return total
+
+
+def _part(zero, axis: int, start: int):
+    """The zero points of a block of terms, where they differ along these."""
+    if zero is None or np.ndim(zero) == 0 or zero.shape[axis] == 1:
+        return zero
+    return zero[..., start : start + EXACT_TERMS]
+
+
+def _columns(zero, start: int, width: int):
+    if zero is None or np.ndim(zero) == 0 or zero.shape[-1] == 1:
+        return zero
+    return zero[..., start : start + width]
+
+
+def _row_zero(zero: np.ndarray | None):
+    """Zero points of the left matrix: (M,) means one a row."""
+    if zero is None or zero.size == 1:
+        return None if zero is None else zero.reshape(())
+    return zero[:, None] if zero.ndim == 1 else zero
+
+
+def _column_zero(zero: np.ndarray | None):
+    if zero is None or zero.size == 1:
+        return None if zero is None else zero.reshape(())
+    return zero
+
+
+def _product_shape(a: Spec, b: Spec) -> tuple[int, ...]:
+    return general_matmul(a, b, 1.0, 1).outputs[0].shape
+
+
+def _matrices(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (a[None] if a.ndim == 1 else a), (b[:, None] if b.ndim == 1 else b)
+
+
+@op("MatMulInteger")
+def _matmul_integer(node: Node) -> Kernel:
+    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
+    out = Spec(_product_shape(a, b), np.int32)
+    for i in (2, 3):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        x, y, zero_x, zero_y = (*ins, None, None)[:4]
+        x, y = _matrices(x, y)
+        return integer_matmul(x, y, _row_zero(zero_x), _column_zero(zero_y), threads).reshape(out.shape)
+
+    return simple([out], run)
+
+
+@op("com.microsoft:MatMulIntegerToFloat")
+def _matmul_integer_to_float(node: Node) -> Kernel:
+    """a, b, scale of a, scale of b, zero of a, zero of b, bias."""
+    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
+    out = Spec(_product_shape(a, b), np.float32)
+    for i in range(2, node.n_inputs):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        x, y, scale_x, scale_y, zero_x, zero_y, bias = (*ins, None, None, None)[:7]
+        product = integer_matmul(x, y, _row_zero(zero_x), _column_zero(zero_y), threads).astype(np.float32)
+        product *= np.asarray(scale_x.reshape(()) * scale_y, np.float32)
+        return product if bias is None else product + bias
+
+    return simple([out], run)
+
+
+@op("com.microsoft:DynamicQuantizeMatMul")
+def _dynamic_quantize_matmul(node: Node) -> Kernel:
+    """a (float), b, scale of b, zero of b, bias."""
+    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
+    out = Spec(_product_shape(a, b), np.float32)
+    for i in range(2, node.n_inputs):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        x, y, scale_y, zero_y, bias = (*ins, None, None)[:5]
+        x, scale, zero = dynamic_quantise(x)
+        product = integer_matmul(x, y, zero, _column_zero(zero_y), threads).astype(np.float32)
+        product *= np.asarray(scale * scale_y, np.float32)
+        return product if bias is None else product + bias
+
+    kernel = simple([out], run)
+    kernel.transient += 5 * a.size
+    return kernel
+
+
+@op("QLinearMatMul")
+def _qlinear_matmul(node: Node) -> Kernel:
+    a, b, threads = node.spec(0), node.spec(3), node.settings.n_threads
+    out = Spec(_product_shape(a, b), node.dtype(7))
+    for i in range(8):
+        node.spec(i)
+
+    def run(x, scale_x, zero_x, y, scale_y, zero_y, scale_out, zero_out):
+        scale_x, x_, y_ = _row_zero(scale_x), *_matrices(x, y)
+        product = integer_matmul(x_, y_, _row_zero(zero_x), _column_zero(zero_y), threads).astype(np.float32)
+        factor = scale_x * _column_zero(scale_y) / _row_zero(scale_out)
+        y_out = np.rint(product * np.asarray(factor, np.float32)) + np.asarray(_row_zero(zero_out), np.float32)
+        limits = np.iinfo(out.dtype)
+        return np.clip(y_out, limits.min, limits.max).astype(out.dtype).reshape(out.shape)
+
+    return simple([out], run)
+
+
+def _integer_convolution(x, weight, zero_x, zero_w, w, groups: int) -> np.ndarray:
+    """Exact integer convolution as int32, an image at a time."""
+    outputs = w.outputs(x.shape[2:])
+    m, c = weight.shape[0] // groups, weight.shape[1]
+    weight = weight.astype(np.int32)
+    if zero_w is not None and np.any(zero_w):
+        weight -= np.asarray(zero_w, np.int32).reshape(-1, *(1,) * (weight.ndim - 1))
+    k = c * int(np.prod(w.kernel))
+    weight = weight.reshape(groups, m, k)
+    result = np.empty((x.shape[0], weight.shape[0] * m, *outputs), np.int32)
+    for n in range(x.shape[0]):
+        image = x[n].astype(np.int32) - (0 if zero_x is None else int(np.asarray(zero_x).reshape(())))
+        views = sliding(padded(image, w.begin, w.end, 0).reshape(groups, c, *_space(x, w)), w, outputs)
+        for g in range(groups):
+            columns = views[g].reshape(k, -1)
+            result[n, g * m : (g + 1) * m] = integer_matmul(weight[g], columns).reshape(m, *outputs)
+    return result
+
+
+def _space(x: np.ndarray, w) -> tuple[int, ...]:
+    return tuple(n + b + e for n, b, e in zip(x.shape[2:], w.begin, w.end))
+
+
+@op("ConvInteger")
+def _conv_integer(node: Node) -> Kernel:
+    x, weight, groups = node.spec(0), node.spec(1), node.attr("group", 1)
+    w = window(node, x.shape[2:], tuple(weight.shape[2:]))
+    shape = convolution(x, weight, w, groups, False, node).outputs[0].shape
+    for i in (2, 3):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        a, b, zero_a, zero_b = (*ins, None, None)[:4]
+        return _integer_convolution(a, b, zero_a, zero_b, w, groups)
+
+    return simple([Spec(shape, np.int32)], run)
+
+
+@op("QLinearConv", "com.microsoft:QLinearConv")
+def _qlinear_conv(node: Node) -> Kernel:
+    x, weight, groups = node.spec(0), node.spec(3), node.attr("group", 1)
+    if node.attr("channels_last", 0):
+        raise ModelFormatError("QLinearConv with channels_last is not supported")
+    w = window(node, x.shape[2:], tuple(weight.shape[2:]))
+    shape = convolution(x, weight, w, groups, False, node).outputs[0].shape
+    dtype = node.dtype(7)
+    for i in range(9):
+        if node.has(i):
+            node.spec(i)
+
+    def run(a, scale_a, zero_a, b, scale_b, zero_b, scale_out, zero_out, bias=None):
+        column = (-1, *(1,) * (x.ndim - 2))
+        product = _integer_convolution(a, b, zero_a, zero_b, w, groups)
+        if bias is not None:
+            product += bias.reshape(column)
+        factor = np.asarray(scale_a * scale_b / scale_out, np.float32)
+        factor = factor.reshape(column) if factor.size > 1 else factor.reshape(())
+        y = np.rint(product * factor) + np.float32(zero_out.reshape(()))
+        limits = np.iinfo(dtype)
+        return np.clip(y, limits.min, limits.max).astype(dtype)
+
+    return simple([Spec(shape, dtype)], run)
+
+
+def _dequantised(x, scale, zero) -> np.ndarray:
+    x = x.astype(np.float32)
+    if zero is not None:
+        x -= np.asarray(zero, np.float32)
+    return x * scale
+
+
+@op("com.microsoft:QLinearAdd", "com.microsoft:QLinearMul")
+def _qlinear_binary(node: Node) -> Kernel:
+    """a, scale, zero, b, scale, zero, scale of the output, its zero."""
+    shape = broadcast(node.shape(0), node.shape(3))
+    dtype, ufunc = node.dtype(0), np.add if node.kind.endswith("Add") else np.multiply
+
+    def run(*ins):
+        a, scale_a, zero_a, b, scale_b, zero_b, scale, zero = (*ins, None)[:8]
+        y = ufunc(_dequantised(a, scale_a, zero_a), _dequantised(b, scale_b, zero_b))
+        return quantise(y, scale, 0 if zero is None else zero, dtype)
+
+    return simple([Spec(shape, dtype)], run)
+
+
+@op("com.microsoft:QLinearSigmoid", "com.microsoft:QLinearLeakyRelu", "com.microsoft:QLinearSoftmax",
+    "com.microsoft:QLinearGlobalAveragePool")  # fmt: skip
+def _qlinear_unary(node: Node) -> Kernel:
+    """x, scale, zero, scale of the output, its zero."""
+    x, shape, name = node.spec(0), node.shape(0), node.kind.rpartition("QLinear")[2]
+    if name == "GlobalAveragePool":
+        if node.attr("channels_last", 0):
+            raise ModelFormatError("QLinearGlobalAveragePool with channels_last is not supported")
+        shape = shape[:2] + (1,) * (len(shape) - 2)
+    alpha, axis = node.attr("alpha", 0.01), node.attr("axis", -1)
+    for i in range(1, node.n_inputs):
+        if node.has(i):
+            node.spec(i)
+
+    def run(*ins):
+        a, scale_a, zero_a, scale, zero = (*ins, None)[:5]
+        y = _dequantised(a, scale_a, zero_a)
+        if name == "Sigmoid":
+            y = 1 / (1 + np.exp(-y))
+        elif name == "LeakyRelu":
+            y = np.where(y < 0, y * np.float32(alpha), y)
+        elif name == "Softmax":
+            y = np.exp(y - y.max(axis, keepdims=True))
+            y /= y.sum(axis, keepdims=True)
+        else:
+            y = y.mean(tuple(range(2, y.ndim)), keepdims=True)
+        return quantise(y, scale, 0 if zero is None else zero, x.dtype)
+
+    return simple([Spec(shape, x.dtype)], run)
+
+
+@op("com.microsoft:QLinearConcat")
+def _qlinear_concat(node: Node) -> Kernel:
+    """Scale and zero of the output, then (x, scale, zero) of each input."""
+    parts = [node.spec(i) for i in range(2, node.n_inputs, 3)]
+    axis = node.axis(node.attr("axis"), parts[0].ndim)
+    shape = list(parts[0].shape)
+    shape[axis] = sum(p.shape[axis] for p in parts)
+    dtype = node.dtype(1)
+
+    def run(scale, zero, *rest):
+        groups = [rest[i : i + 3] for i in range(0, len(rest), 3)]
+        return quantise(np.concatenate([_dequantised(*g) for g in groups], axis), scale, zero, dtype)
+
+    return simple([Spec(shape, dtype)], run)
+
+
+@op("com.microsoft:QGemm")
+def _qgemm(node: Node) -> Kernel:
+    """a, scale, zero, b, scale, zero, bias (int32), scale of the output, its zero; without these float32."""
+    a, b = node.spec(0), node.spec(3)
+    flip_a, flip_b, alpha = node.attr("transA", 0), node.attr("transB", 0), node.attr("alpha", 1.0)
+    m, n = a.shape[1 if flip_a else 0], b.shape[0 if flip_b else 1]
+    is_float, threads = not node.has(7), node.settings.n_threads
+    dtype = np.dtype(np.float32) if is_float else node.dtype(8) if node.has(8) else a.dtype
+
+    def run(*ins):
+        x, scale_x, zero_x, y, scale_y, zero_y, bias, scale, zero = (*ins, None, None, None)[:9]
+        x, y = x.T if flip_a else x, y.T if flip_b else y
+        product = integer_matmul(x, y, zero_x, _column_zero(zero_y), threads)
+        if bias is not None:
+            product = product + bias
+        result = product * np.asarray(np.float32(alpha) * scale_x * scale_y, np.float32)
+        return result if is_float else quantise(result, scale, 0 if zero is None else zero, dtype)
+
+    return simple([Spec((m, n), dtype)], run)
