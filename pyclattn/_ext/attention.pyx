@@ -248,17 +248,22 @@ def attend(
         free(w.memory)
 
 
-cdef void best_new(tile_best *best, float *memory, long lanes, long topk) noexcept nogil:
-    best.topk = topk
+cdef long list_room(long topk) noexcept nogil:
+    """Room for as many newcomers as there are best ones, and at least 32: cutting costs 32 passes."""
+    return <long> padded(topk + max(topk, 32))
+
+
+cdef void best_at(tile_best *best, float *memory, long lanes, long topk) noexcept nogil:
+    best.topk, best.room = topk, list_room(topk)
     best.threshold = memory
     best.counts = <long *> (memory + padded(lanes))
-    best.rows = <int64_t *> (best.counts + padded(lanes))
-    best.scores = <float *> (best.rows + lanes * topk)
+    best.scores = <float *> (best.counts + padded(lanes))
+    best.rows = <int64_t *> (best.scores + lanes * best.room)
 
 
 cdef size_t best_size(long lanes, long topk) noexcept nogil:
-    """Floats that `best_new` needs."""
-    return padded(3 * padded(lanes) + 3 * lanes * topk)
+    """Floats that `best_at` needs."""
+    return 3 * padded(lanes) + 3 * lanes * list_room(topk)
 
 
 def attend_centroids(
@@ -280,20 +285,20 @@ def attend_centroids(
         long depth = centroids.shape[2], width = value.shape[3], group = centroids.shape[0] // max(key.shape[1], 1)
         long k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
         long task, sequence, head, part, batch, first, n_clusters, n_panels, n, i, lane, c, t
-        size_t heap
+        size_t list_size
         int64_t at, stop
         const float *keys
         const float *vals
         const int64_t *index = NULL
-        float *heaps = NULL
+        float *lists = NULL
         bint is_packed
 
     with nogil:
         n_panels = (chunk + current().lanes - 1) // current().lanes
-        heap = best_size(current().lanes, topk)
-        heaps = new_floats(n_panels * heap)
-        if heaps == NULL or not work_new(&w, depth, width, n_panels, TILE_KEYS):
-            free(heaps)
+        list_size = best_size(current().lanes, topk)
+        lists = new_floats(n_panels * list_size)
+        if lists == NULL or not work_new(&w, depth, width, n_panels, TILE_KEYS):
+            free(lists)
             with gil:
                 raise MemoryError("no memory for one block of attention")
         is_packed = key_index is not None or k_stride != depth or v_stride != width
@@ -313,7 +318,7 @@ def attend_centroids(
             for i in range(n_panels):
                 panel_begin(&w, panel_at(&w, i), &centroids[head, first + i * w.lanes, 0], depth, NULL,
                             min(w.lanes, n_clusters - i * w.lanes), <float> (scale * LOG2E))
-                best_new(&best, heaps + i * heap, w.lanes, topk)
+                best_at(&best, lists + i * list_size, w.lanes, topk)
                 memset(best.counts, 0, w.lanes * sizeof(long))
                 for lane in range(w.lanes):  # idle lanes must never be hit
                     best.threshold[lane] = 2 * TILE_MASKED if i * w.lanes + lane < n_clusters else INFINITY
@@ -329,7 +334,7 @@ def attend_centroids(
                     b.keys, b.values = keys + at * k_stride, vals + at * v_stride
                     b.key_stride, b.value_stride = k_stride, v_stride
                 for i in range(n_panels):
-                    best_new(&best, heaps + i * heap, w.lanes, topk)
+                    best_at(&best, lists + i * list_size, w.lanes, topk)
                     panel_step(&w, panel_at(&w, i), min(w.lanes, n_clusters - i * w.lanes), b, NULL,
                                &best if topk > 0 else NULL)
                 at += b.n
@@ -343,15 +348,17 @@ def attend_centroids(
                     p.l[lane] = 1  # stored undivided
                 if width > 0:
                     w.isa.store(p.o, p.l, n, width, 1.0, NULL, &values[part, head, c, 0], width, NULL)
-                best_new(&best, heaps + i * heap, w.lanes, topk)
+                best_at(&best, lists + i * list_size, w.lanes, topk)
                 for lane in range(n if topk > 0 else 0):
-                    memcpy(&top_scores[part, head, c + lane, 0], best.scores + lane * topk, topk * sizeof(float))
-                    memcpy(&top_keys[part, head, c + lane, 0], best.rows + lane * topk, topk * sizeof(int64_t))
-                    for t in range(best.counts[lane], topk):
+                    w.isa.cut(&best, lane)
+                    t = best.counts[lane]
+                    memcpy(&top_scores[part, head, c + lane, 0], best.scores + lane * best.room, t * sizeof(float))
+                    memcpy(&top_keys[part, head, c + lane, 0], best.rows + lane * best.room, t * sizeof(int64_t))
+                    for t in range(t, topk):
                         top_scores[part, head, c + lane, t] = -INFINITY
                         top_keys[part, head, c + lane, t] = -1
         free(w.memory)
-        free(heaps)
+        free(lists)
 
 
 def attend_members(

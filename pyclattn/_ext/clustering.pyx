@@ -4,7 +4,7 @@ from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
-from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa
+from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa, tile_prefetch
 
 
 cdef uint64_t exact_code(const float *row, const float *planes, long n_bits, long depth) noexcept nogil:
@@ -35,7 +35,6 @@ def hash_rows(
         float *panel
         float *s
         float *peaks
-        float *slack
         float *thresholds
         uint64_t *lane_codes
         uint32_t *unsure
@@ -43,20 +42,19 @@ def hash_rows(
         long depth = rows.shape[3], stride = rows.strides[2] // 4, n_bits = planes.shape[0]
         long task, sequence, head, batch, n, vectors, i, d, b, lanes
         int64_t at, stop
-        double norm, longest = 0, farthest = 0
+        double norm, rounding, longest = 0, farthest = 0
 
     with nogil:
         isa = current()
         lanes = isa.lanes
-        memory = new_floats((depth + 2 * 64 + 1 + 4) * padded(lanes) + 64)
+        memory = new_floats((depth + 2 * 64 + 1 + 3) * padded(lanes) + 64)
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of hashing")
         panel = memory
         s = panel + depth * padded(lanes)
         peaks = s + 64 * padded(lanes)
-        slack = peaks + 65 * padded(lanes)
-        lane_codes = <uint64_t *> (slack + padded(lanes))
+        lane_codes = <uint64_t *> (peaks + 65 * padded(lanes))
         unsure = <uint32_t *> (lane_codes + padded(lanes))
         thresholds = <float *> unsure + padded(lanes)
         for b in range(n_bits):
@@ -67,6 +65,9 @@ def hash_rows(
             longest = max(longest, norm)
             farthest = max(farthest, abs(<double> planes[b, depth]))
         longest = sqrt(longest)
+        # a sum of `depth` products is off by less than depth x 2^-24 |row| |plane|, its difference to the threshold by
+        # 2^-24 of either; twice that, and (a + b)^2 <= 2 a^2 + 2 b^2
+        rounding = 1.2e-7 * (depth + 2)
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -78,15 +79,9 @@ def hash_rows(
                 n = min(lanes, stop - at)
                 vectors = (n + isa.vector - 1) // isa.vector
                 isa.load(source, stride, &index[at], n, depth, 1.0, panel)
-                for i in range(vectors * isa.vector):
-                    norm = 0
-                    for d in range(depth):
-                        norm += <double> panel[d * lanes + i] * panel[d * lanes + i]
-                    # rounding of a sum of `depth` products is below depth x 2^-24 |row| |plane|, and of the
-                    # difference to the threshold 2^-24 of that
-                    slack[i] = <float> (1.2e-7 * ((depth + 2) * sqrt(norm) * longest + farthest))
                 isa.score(&planes[0, 0], depth + 1, n_bits, depth, panel, vectors, s, peaks)
-                isa.sign(s, n_bits, vectors, thresholds, slack, lane_codes, unsure)
+                isa.sign(s, n_bits, panel, depth, vectors, thresholds, <float> (2 * (rounding * longest) ** 2),
+                         <float> (2 * (1.2e-7 * farthest) ** 2), lane_codes, unsure)
                 for i in range(n):
                     if unsure[i]:
                         lane_codes[i] = exact_code(source + index[at + i] * stride, &planes[0, 0], n_bits, depth)
@@ -194,6 +189,8 @@ def cluster_means(
                     total[d] = 0
                 for t in range(member_offsets[head, c], member_offsets[head, c + 1]):
                     row = source + order[head, t] * stride
+                    if t + 8 < member_offsets[head, c + 1]:
+                        tile_prefetch(source + order[head, t + 8] * stride, depth)
                     for d in range(depth):
                         total[d] += row[d]
                 for d in range(depth):

@@ -7,7 +7,7 @@ cdef extern from "tile.h" nogil:
     const float TILE_MASKED
 
     ctypedef struct tile_best:
-        long topk
+        long topk, room
         float *scores
         int64_t *rows
         long *counts
@@ -28,9 +28,13 @@ cdef extern from "tile.h" nogil:
         void (*add_bias)(float *, long, long, long, const int64_t *, int64_t, const float *, long, long) noexcept nogil
         void (*allow)(float *, long, long, const int64_t *, int64_t, const uint8_t *, long, long) noexcept nogil
         void (*pick)(const float *, const float *, long, long, const int64_t *, int64_t, tile_best *) noexcept nogil
-        void (*sign)(const float *, long, long, const float *, const float *, uint64_t *, uint32_t *) noexcept nogil
+        void (*cut)(tile_best *, long) noexcept nogil
+        void (*sign)(const float *, long, const float *, long, long, const float *, float, float, uint64_t *,
+                     uint32_t *) noexcept nogil
         void (*nearest)(const float *, long, long, const float *, int32_t, float *, int32_t *) noexcept nogil
         float (*fma_loop)(long) noexcept nogil
+
+    void tile_prefetch(const float *row, long width) noexcept nogil
 
 cdef extern from *:
     """

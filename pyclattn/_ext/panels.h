@@ -10,6 +10,7 @@ static void tile_load(const float *rows, long stride, const int64_t *index, long
     for (long i = 0; i < quads; i += 4) {
         const float *row[4];
         for (int r = 0; r < 4; r++) row[r] = rows + (index ? index[i + r] : i + r) * stride;
+        for (int r = 0; index && r < 4 && i + 8 + r < quads; r++) tile_prefetch(rows + index[i + 8 + r] * stride, depth);
         for (long d = 0; d < fours; d += 4) {
             v4 block[4];
             for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(row[r] + d) * factor;
@@ -144,35 +145,46 @@ static void tile_allow(float *s, long n, long n_queries, const int64_t *position
                 s[k * LANES + i] = TILE_MASKED;
 }
 
-/* Worse: a lower score, or the same and a later row. */
-INL int is_worse(float a, int64_t a_row, float b, int64_t b_row) { return a < b || (a == b && a_row > b_row); }
+/* Floats as whole numbers in the same order. */
+INL vi ordered(vi bits) { return bits ^ ((bits >> 31) & spread_int(INT32_MAX)); }
 
-static void heap_push(tile_best *best, long lane, float score, int64_t row) {
-    float *scores = best->scores + lane * best->topk;
-    int64_t *rows = best->rows + lane * best->topk;
-    long at, n = best->counts[lane], topk = best->topk;
-    if (n < topk) { /* grow: sift up */
-        at = n;
-        best->counts[lane] = ++n;
-        while (at > 0) {
-            long parent = (at - 1) / 2;
-            if (!is_worse(score, row, scores[parent], rows[parent])) break;
-            scores[at] = scores[parent];
-            rows[at] = rows[parent];
-            at = parent;
-        }
-    } else { /* replace the worst: sift down */
-        at = 0;
-        for (long child; (child = 2 * at + 1) < topk; at = child) {
-            if (child + 1 < topk && is_worse(scores[child + 1], rows[child + 1], scores[child], rows[child])) child++;
-            if (!is_worse(scores[child], rows[child], score, row)) break;
-            scores[at] = scores[child];
-            rows[at] = rows[child];
-        }
+/* A bound that just topk of the n scores reach, or, of equal scores, more: found bit by bit from the top without a
+ * branch on a score. */
+static float bound_of_best(const float *scores, long n, long topk) {
+    uint32_t found = 0; /* offset by 2^31, so that unsigned order is the floats' */
+    for (int bit = 31; bit >= 0; bit--) {
+        int32_t trial = (int32_t)((found | 1u << bit) ^ 0x80000000u);
+        vi count = {0};
+        for (long i = 0; i < n; i += VL) count -= ordered(*(const vi *)(scores + i)) >= spread_int(trial);
+        long total = 0;
+        for (int i = 0; i < VL; i++) total += count[i];
+        if (total >= topk) found |= 1u << bit;
+        if (total == topk) break;
     }
-    scores[at] = score;
-    rows[at] = row;
-    if (n == topk) best->threshold[lane] = scores[0];
+    int32_t key = (int32_t)(found ^ 0x80000000u), bits = key ^ ((key >> 31) & INT32_MAX);
+    float score;
+    memcpy(&score, &bits, 4);
+    return score;
+}
+
+static void tile_cut(tile_best *best, long lane) {
+    float *scores = best->scores + lane * best->room;
+    int64_t *rows = best->rows + lane * best->room;
+    long n = best->counts[lane], topk = best->topk, kept = 0, n_above = 0;
+    if (n <= topk) return;
+    for (long i = n; i < (n + VL - 1) / VL * VL; i++) scores[i] = -INFINITY;
+    float bound = bound_of_best(scores, (n + VL - 1) / VL * VL, topk);
+    for (long i = 0; i < n; i++) n_above += scores[i] > bound;
+    for (long i = 0, ties = topk - n_above; i < n; i++) {
+        float score = scores[i];
+        long is_tie = score == bound, is_kept = (score > bound) | (is_tie & (ties > 0));
+        scores[kept] = score;
+        rows[kept] = rows[i];
+        kept += is_kept;
+        ties -= is_tie;
+    }
+    best->counts[lane] = kept;
+    best->threshold[lane] = bound;
 }
 
 static void tile_pick(const float *s, const float *group_peaks, long n, long vectors, const int64_t *index,
@@ -186,21 +198,29 @@ static void tile_pick(const float *s, const float *group_peaks, long n, long vec
                 uint32_t hits = above(((const vf *)s)[k * NV + j], threshold[j]);
                 for (; hits; hits &= hits - 1) {
                     long lane = j * VL + __builtin_ctz(hits);
-                    heap_push(best, lane, s[k * LANES + lane], index ? index[k] : first_row + k);
+                    long at = lane * best->room + best->counts[lane]++;
+                    best->scores[at] = s[k * LANES + lane];
+                    best->rows[at] = index ? index[k] : first_row + k;
+                    if (best->counts[lane] == best->room) tile_cut(best, lane);
                 }
             }
         }
 }
 
-static void tile_sign(const float *s, long n_bits, long vectors, const float *thresholds, const float *slack,
-                      uint64_t *codes, uint32_t *unsure) {
+static void tile_sign(const float *s, long n_bits, const float *panel, long depth, long vectors,
+                      const float *thresholds, float per_square, float least, uint64_t *codes, uint32_t *unsure) {
     for (long j = 0; j < vectors; j++) {
         vi half[2] = {{0}, {0}}, doubt = {0};
-        vf room = ((const vf *)slack)[j];
+        vf square = {0};
+        for (long d = 0; d < depth; d++) {
+            vf x = ((const vf *)panel)[d * NV + j];
+            square += x * x;
+        }
+        vf room = square * per_square + least;
         for (long b = 0; b < n_bits; b++) {
             vf x = ((const vf *)s)[b * NV + j] - thresholds[b];
             half[b / 32] |= (x > (vf){0}) & spread_int((int32_t)(1u << b % 32));
-            doubt |= (x <= room) & (x >= -room);
+            doubt |= x * x <= room;
         }
         for (long i = 0; i < VL; i++) {
             codes[j * VL + i] = (uint64_t)(uint32_t)half[0][i] | (uint64_t)(uint32_t)half[1][i] << 32;
@@ -232,5 +252,5 @@ static void tile_nearest(const float *s, long n, long vectors, const float *offs
 const tile_isa TABLE_NAME(ISA) = {
     NAME(ISA), LANES, VL, MR, 2.0 * MR * LANES,
     tile_load, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
-    tile_add_bias, tile_allow, tile_pick, tile_sign, tile_nearest, tile_fma_loop,
+    tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_fma_loop,
 };

@@ -110,7 +110,7 @@ static float tile_fma_loop(long rounds) {
 #pragma GCC unroll 16
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; j++) acc[r][j] = spread((float)(r + j));
+        for (int j = 0; j < NV; j++) acc[r][j] = spread((float)(r * NV + j));
 #pragma GCC unroll 1
     for (long i = 0; i < rounds; i++) {
 #pragma GCC unroll 16

@@ -12,13 +12,14 @@
 #define TILE_KEYS 256         /* keys of a block: 256 x 64 floats = 64 kB each of keys and values, both fit L2 */
 #define TILE_MASKED -3.0e38f  /* a score that does not count; finite, so that no arithmetic meets an infinity */
 
-/* The topk best keys of each lane, as a heap with the worst at its root. */
+/* The best keys of each lane so far. Candidates are appended in the order of their rows; a full list is cut down to
+ * its topk best, whose least score is the threshold from then on. */
 typedef struct {
-    long topk;
-    float *scores;    /* [lanes][topk] */
-    int64_t *rows;    /* [lanes][topk] */
+    long topk, room;  /* room: entries of a list, a multiple of 16 above topk */
+    float *scores;    /* [lanes][room] */
+    int64_t *rows;    /* [lanes][room] */
     long *counts;     /* [lanes] */
-    float *threshold; /* [lanes] the worst score of a full heap, else below every score */
+    float *threshold; /* [lanes] */
 } tile_best;
 
 typedef struct {
@@ -52,18 +53,26 @@ typedef struct {
     /* mask scores where allowed is 0 */
     void (*allow)(float *s, long n, long n_queries, const int64_t *positions, int64_t first_key,
                   const uint8_t *allowed, long query_stride, long key_stride);
-    /* put the scores that beat their lane's threshold into the heaps; row of key k: index[k] or first_row + k */
+    /* append the scores that beat their lane's threshold; row of key k: index[k] or first_row + k */
     void (*pick)(const float *s, const float *group_peaks, long n, long vectors, const int64_t *index,
                  int64_t first_row, tile_best *best);
-    /* codes: bit b of lane i is s[b] > thresholds[b]; unsure[i] = some |s[b] - thresholds[b]| is within slack[i] */
-    void (*sign)(const float *s, long n_bits, long vectors, const float *thresholds, const float *slack,
-                 uint64_t *codes, uint32_t *unsure);
+    /* cut a lane's list down to its topk best, ties to the first */
+    void (*cut)(tile_best *best, long lane);
+    /* codes: bit b of lane i is s[b] > thresholds[b]; unsure[i]: some difference is so small beside the row's length
+     * that rounding may have turned its sign, (s[b] - thresholds[b])^2 <= per_square |row|^2 + least */
+    void (*sign)(const float *s, long n_bits, const float *panel, long depth, long vectors, const float *thresholds,
+                 float per_square, float least, uint64_t *codes, uint32_t *unsure);
     /* running argmax over keys of s[k] - offsets[k], ties to the first; label counts from first */
     void (*nearest)(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
                     int32_t *labels);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(long rounds);
 } tile_isa;
+
+/* Rows at scattered places come late unless asked for early. */
+static inline void tile_prefetch(const float *row, long width) {
+    for (long d = 0; d < width; d += 16) __builtin_prefetch(row + d);
+}
 
 extern const tile_isa tile_baseline;
 #if defined(__x86_64__) || defined(__i386__)

@@ -16,7 +16,7 @@ from pyclattn.functional.clustering import recipe
 PANELS = 192
 # Parts a long key sequence is cut into: enough tasks for many threads, whatever their number (the same bits for any),
 # but never under 4096 keys, below which each part looks for its own top-k in vain.
-MOST_TASKS, LEAST_SPLIT = 48, 4096
+MOST_TASKS, LEAST_SPLIT = 24, 4096
 # Tokens of one round: a large batch goes through in rounds, so that working memory does not grow with it.
 ROUND = 65_536
 

@@ -8,11 +8,21 @@ from pyclattn.kernels._jit import draw, inline, jit
 @inline
 def _best(scores, rows, topk):
     """Places of the topk largest scores, ties to the lowest row, in ascending order of the rows."""
-    places = np.argsort(rows)
-    if len(rows) > topk:
-        kept = np.argsort(-scores[places], kind="mergesort")[:topk]  # stable
-        places = places[np.sort(kept)]
-    return places
+    if len(rows) <= topk:
+        return np.argsort(rows)
+    least = np.partition(-scores, topk - 1)[topk - 1]
+    n_ties = topk  # of the scores that equal the least, as many as are left after the larger ones
+    for i in range(len(rows)):
+        if -scores[i] < least:
+            n_ties -= 1
+    ties = np.sort(rows[-scores == least])
+    kept = np.empty(topk, np.int64)
+    n = 0
+    for i in range(len(rows)):
+        if -scores[i] < least or (-scores[i] == least and rows[i] <= ties[n_ties - 1]):
+            kept[n] = i
+            n += 1
+    return kept[np.argsort(rows[kept])]
 
 
 @jit(

@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` (the main job) and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h pyclattn/_ext/lanes_*.c)
+
+.PHONY: demo test lint bench parity readme clean
+
+$(VENV)/built: setup.py pyproject.toml $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test,demo]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/built
+	$(BIN)/python -m pip install --quiet cython ruff cython-lint mypy
+	touch $@
+
+demo: $(VENV)/built
+	$(BIN)/python -m bench demo
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -m "not torch"
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/cython-lint pyclattn/_ext
+	$(BIN)/mypy
+
+bench: $(VENV)/built
+	$(BIN)/python -m pip install --quiet ".[bench]"
+	$(BIN)/python -m bench attention
+
+parity: $(VENV)/built
+	$(BIN)/python -m pip install --quiet "torch==2.13.0" "transformers>=5" onnxscript
+	$(BIN)/python -m pytest -m torch
+	$(BIN)/python -m bench.parity
+
+clean:
+	rm -rf $(VENV) build *.egg-info pyclattn/_ext/*.so
