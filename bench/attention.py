@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import checks, machine, processes, report, speed, stages
+from bench.others import Others
 from bench.rows import Row, tally
 from bench.speed import Settings
 
@@ -51,9 +52,11 @@ def measure(settings: Settings, groups: list[str]) -> tuple[list[Row], dict, int
     """Rows of these groups, the machine, and how many groups failed."""
     about, printer = machine.describe(settings.n_threads), report.Printer()
     printer.head(about)
+    about["others"] = {}
     rows, errors = [], 0
     for group in groups:
         printer.measuring(group)
+        others = Others()
         try:
             for row in GROUPS[group](settings):
                 row.holds_here = settings.is_full
@@ -63,6 +66,8 @@ def measure(settings: Settings, groups: list[str]) -> tuple[list[Row], dict, int
         except Exception as error:  # the other groups are still worth their time
             printer.error(group, error)
             errors += 1
+        about["others"][group] = others.share()
+        printer.others(about["others"][group])
     print(f"\n{tally(rows)}, {errors} errors")
     return rows, about, errors
 

@@ -119,9 +119,9 @@ def _structured(rng: np.random.Generator, shapes: tuple[tuple[int, ...], ...]) -
         if width not in prototypes:
             prototypes[width] = rng.standard_normal((n_groups, width), dtype=np.float32)
         x = rng.standard_normal(shape, dtype=np.float32)
-        x *= np.float32(0.6)
+        x *= np.float32(0.7)
         members = rng.integers(0, n_groups, length)
-        x += np.float32(1.6) * prototypes[width][members]
+        x += np.float32(1.3) * prototypes[width][members]
         drift = np.sin(np.linspace(0, np.pi, length, dtype=np.float32))
         x += np.float32(0.3) * drift[:, None]
         arrays.append(x)
@@ -150,6 +150,6 @@ OPTIONS = {
     "batch": Case(900, batch=3, n_heads=2, head_dim=128),
 }
 BITS = {
-    "one long sequence": Case(20000, n_heads=2, structure="structured"),
-    "many heads": Case(2500, batch=2, structure="structured", padding="scattered"),
+    "long": Case(20000, n_heads=2, structure="structured"),
+    "wide": Case(2500, batch=2, structure="structured", padding="scattered"),
 }

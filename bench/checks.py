@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 import pyclattn
-from bench import cases, definition, machine
+from bench import cases, definition, machine, peers
 from bench.cases import Case, Inputs
 from bench.rows import Row, tokens
 from bench.speed import Settings
@@ -17,7 +17,7 @@ from pyclattn._dispatch import forced
 from pyclattn.functional._grouping import Recipe
 
 THREADS = (1, 2, 3, 7)
-EXACT_BAR, CLUSTERED_BAR = 2e-6, 1e-5
+BARS = {"exact": 2e-6, "clustered": 1e-5, "improved": 1e-5}
 
 
 def _all_functions(case: Case, x: Inputs) -> dict[str, Callable[[int], list[np.ndarray]]]:
@@ -62,7 +62,7 @@ def bits(settings: Settings) -> Iterator[Row]:
                 if [a.tobytes() for a in run(n_threads)] != expected:
                     different.append(f"{function} at {n_threads}")
         note = f"different: {', '.join(different)}" if different else f"{len(functions)} functions"
-        what = f"same bits, threads {', '.join(map(str, THREADS))} and twice ({name})"
+        what = f"same bits, 1, 2, 3, 7 threads and twice, {name}"
         yield Row("bits", what, tokens(case.length), not different, sense="is", bar=True, note=note,
                   detail={"functions": list(functions), "different": different})  # fmt: skip
 
@@ -85,29 +85,36 @@ def _errors(case: Case, x: Inputs, n_threads: int) -> dict[str, float]:
     return found
 
 
+def _peer_errors(case: Case, x: Inputs, n_threads: int) -> str:
+    """The peers' errors on the same inputs, for comparison."""
+    expected = definition.exact(case, x)
+    subjects, _ = peers.build(case, x, n_threads)
+    for subject in subjects:
+        subject.run()
+    return ", ".join(f"{s.name} {definition.relative_error(s.output(), expected):.1e}" for s in subjects)
+
+
 def agreement(settings: Settings) -> Iterator[Row]:
-    """Relative error against float64, on random and structured inputs, then the largest over the options."""
+    """Relative error against float64: on random and structured inputs, with every option, at each instruction set."""
     for name, full in cases.AGREEMENT.items():
         case = full.scaled(settings.divisor)
-        yield from _agreement_rows(name, tokens(case.length), [_errors(case, case.inputs(), settings.n_threads)])
+        x = case.inputs()
+        found = {name: _errors(case, x, settings.n_threads)}
+        yield from _agreement_rows(name, tokens(case.length), found, _peer_errors(case, x, settings.n_threads))
     several = {name: full.scaled(settings.divisor) for name, full in cases.OPTIONS.items()}
     found = {name: _errors(case, case.inputs(), settings.n_threads) for name, case in several.items()}
-    yield from _agreement_rows(f"worst of {', '.join(found)}", "", list(found.values()), found)
-    yield from _isa_rows(settings)
-
-
-def _agreement_rows(name: str, at: str, errors: list[dict[str, float]], detail: dict | None = None) -> Iterator[Row]:
-    for function in ("exact", "clustered", "improved"):
-        worst = max(e[function] for e in errors if function in e)
-        bar = EXACT_BAR if function == "exact" else CLUSTERED_BAR
-        yield Row("agreement", f"{function}, error against float64, {name.split(' of ')[0]}", at, worst, "relative",
-                  "<=", bar, note=name if " of " in name else "", detail=detail or {})  # fmt: skip
-
-
-def _isa_rows(settings: Settings) -> Iterator[Row]:
-    """The same at each instruction set of the compiled kernels."""
-    several = [full.scaled(4 * settings.divisor) for full in cases.AGREEMENT.values()]
+    yield from _agreement_rows("options", "", found, f"worst of {', '.join(found)}")
+    shorter = {name: full.scaled(4 * settings.divisor) for name, full in cases.AGREEMENT.items()}
     for isa in machine.isas():
         with forced(isa=isa):
-            errors = [_errors(case, case.inputs(), settings.n_threads) for case in several]
-        yield from _agreement_rows(isa, tokens(several[0].length), errors)
+            found = {name: _errors(case, case.inputs(), settings.n_threads) for name, case in shorter.items()}
+        yield from _agreement_rows(isa, tokens(shorter["random"].length), found, f"worst of {', '.join(found)}")
+
+
+def _agreement_rows(name: str, at: str, found: dict[str, dict[str, float]], note: str) -> Iterator[Row]:
+    for function, bar in BARS.items():
+        worst = max(errors[function] for errors in found.values() if function in errors)
+        yield Row(
+            "agreement", f"{function}, error against float64, {name}", at, worst, "relative", "<=", bar,
+            note=note if function == "exact" or "worst" in note else "", detail=found,
+        )  # fmt: skip

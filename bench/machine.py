@@ -33,7 +33,7 @@ def _commit() -> str:
 
 
 def isas() -> list[str]:
-    """Instruction sets of the compiled kernels that this machine runs, the widest first; none where not compiled."""
+    """Instruction sets of the compiled kernels that this machine runs, the narrowest first; none where not compiled."""
     try:
         tiles = import_module("pyclattn._ext.isa")
     except ImportError:

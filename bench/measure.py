@@ -8,6 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from bench.others import Others
 
 # Peers' pools spin for a while after a call and would take half of the next function's cores.
 REST = 0.1
@@ -17,6 +20,10 @@ MOST_REPEATS = 12
 # Seconds one set of functions may take in all; fewer rounds where they are slow, but never under LEAST_ROUNDS.
 BUDGET = 100.0
 LEAST_ROUNDS = 3
+# A round in which others took more than this share of the CPUs is left out, whatever it measured; a machine that is
+# hardly ever quiet gets up to PATIENCE times as many rounds, and then all of them count.
+QUIET = 0.08
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,11 @@ class Ratio:
 
 @dataclass
 class Timings:
-    """Seconds of each function in each round."""
+    """Seconds and result of each function in each round that counts; whether others left the machine alone in them."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    results: dict[str, list[Any]] = field(default_factory=dict)
+    is_quiet: bool = True
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -47,7 +56,13 @@ class Timings:
 
     def summary(self) -> dict[str, dict[str, float]]:
         return {
-            name: {"median": self.median(name), "low": min(own), "high": max(own), "rounds": len(own)}
+            name: {
+                "median": self.median(name),
+                "low": min(own),
+                "high": max(own),
+                "rounds": len(own),
+                "quiet": self.is_quiet,
+            }
             for name, own in self.seconds.items()
         }
 
@@ -59,12 +74,17 @@ def spread(values: Sequence[float]) -> Ratio:
 
 def clock(function: Callable[[], object], repeats: int = 1) -> float:
     """Seconds of a call, the median of ``repeats`` calls on end."""
-    taken = []
+    return _sample(function, repeats)[0]
+
+
+def _sample(function: Callable[[], object], repeats: int) -> tuple[float, Any]:
+    """Median seconds of ``repeats`` calls, and what the last returned."""
+    taken, result = [], None
     for _ in range(repeats):
         start = time.perf_counter()
-        function()
+        result = function()
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return statistics.median(taken), result
 
 
 def interleave(functions: dict[str, Callable[[], object]], rounds: int, budget: float = BUDGET) -> Timings:
@@ -78,12 +98,22 @@ def interleave(functions: dict[str, Callable[[], object]], rounds: int, budget: 
     repeats = {n: min(MOST_REPEATS, max(1, math.ceil(LEAST_SAMPLE / max(t, 1e-6)))) for n, t in estimates.items()}
     a_round = sum(estimates[n] * repeats[n] + REST for n in functions)
     rounds = max(min(rounds, LEAST_ROUNDS), min(rounds, int(budget / a_round)))
-    timings = Timings({name: [] for name in functions})
-    for _ in range(rounds):
+    quiet, noisy = [], []
+    while len(quiet) < rounds and len(quiet) + len(noisy) < PATIENCE * rounds:
+        others, taken = Others(), {}
         for name, function in functions.items():
-            timings.seconds[name].append(clock(function, repeats[name]))
+            taken[name] = _sample(function, repeats[name])
             time.sleep(REST)
-    return timings
+        share = others.share()
+        (quiet if share is None or share <= QUIET else noisy).append(taken)
+        if len(quiet) + len(noisy) >= rounds and (len(quiet) >= LEAST_ROUNDS or a_round > 10):
+            break
+    kept = quiet if len(quiet) >= min(rounds, LEAST_ROUNDS) else quiet + noisy
+    return Timings(
+        {name: [taken[name][0] for taken in kept] for name in functions},
+        {name: [taken[name][1] for taken in kept] for name in functions},
+        is_quiet=len(kept) == len(quiet),
+    )
 
 
 def fma_peak(isa: str, n_threads: int, seconds: float = 0.15) -> float:

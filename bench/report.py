@@ -35,6 +35,11 @@ class Printer:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         print(row.line(), flush=True)
 
+    def others(self, share: float | None) -> None:
+        """Tell where other processes made the group's times noisy."""
+        if share is not None and share > 0.05:
+            print(f"  (other processes took {100 * share:.0f} % of the CPUs meanwhile)", flush=True)
+
     def error(self, group: str, error: Exception) -> None:
         if self.is_terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -59,9 +64,9 @@ def load(path: Path) -> tuple[list[Row], dict]:
 
 
 def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
-    """A Markdown table whose columns line up; all but the first are right-aligned."""
+    """A Markdown table whose columns line up; words to the left, figures to the right."""
     widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
-    sides = ["<"] + [">"] * (len(header) - 1)
+    sides = ["<" if name in ("what", "note", "") else ">" for name in header]
     cells = [[f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths)] for line in (header, *body)]
     lines = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "|" + "|".join("-" * (w + 2) if s == "<" else "-" * (w + 1) + ":" for s, w in zip(sides, widths)) + "|"

@@ -72,7 +72,7 @@ def _against(
 
 
 def _peer_row(
-    group: str, what: str, case: Case, bar: float, timings: Timings, rivals: list[str], detail: dict, own: str
+    group: str, what: str, case: Case, bar: float | None, timings: Timings, rivals: list[str], detail: dict, own: str
 ) -> Row:
     """``own`` against the fastest of the rivals."""
     rivals = [name for name in rivals if name != "ONNX Runtime graph"]
@@ -93,9 +93,8 @@ def against_peers(settings: Settings) -> Iterator[Row]:
         for case in settings.wanted([Case(length)]):
             functions = ("exact", "improved") if length in improved_bars else ("exact",)
             timings, rivals, detail = _against(case, case.inputs(), settings, functions, tuple(peers.PEERS))
-            if length <= 16384:
-                what = "exact / fastest peer"
-                yield _peer_row("exact", what, case, bars.get(length, 1.12), timings, rivals, detail, "exact")
+            bar = bars.get(length, 1.12) if length <= 16384 else None
+            yield _peer_row("exact", "exact / fastest peer", case, bar, timings, rivals, detail, "exact")
             if length in improved_bars:
                 bar, what = improved_bars[length], "improved clustered / fastest exact peer"
                 yield _peer_row("improved", what, case, bar, timings, rivals, detail, "improved")
@@ -139,15 +138,13 @@ def causal(settings: Settings) -> Iterator[Row]:
 
 def peak_share(settings: Settings) -> Iterator[Row]:
     """Share of the machine's FMA peak, the peak measured right before each call."""
-    wanted = ("avx512", "avx2")
-    there = machine.isas()
+    wanted, there = ("avx512", "avx2"), machine.isas()
     for case in settings.wanted([Case(4096)]):
-        x = case.inputs()
-        peaks: dict[str, list[float]] = {isa: [] for isa in there}
-        functions: dict[str, Callable[[], None]] = {}
+        subject = ours("exact", case, case.inputs(), settings.n_threads)
+        functions: dict[str, Callable[[], object]] = {}
         for isa in there:
-            functions[f"peak {isa}"] = partial(_note_peak, isa, settings.n_threads, peaks[isa])
-            functions[isa] = partial(_run_at, isa, ours("exact", case, x, settings.n_threads))
+            functions[f"peak {isa}"] = partial(fma_peak, isa, settings.n_threads)
+            functions[isa] = partial(_run_at, isa, subject)
         timings = interleave(functions, settings.rounds) if functions else Timings()
         for isa in dict.fromkeys((*wanted, *there)):
             what = f"exact, share of the FMA peak, {isa}"
@@ -155,17 +152,12 @@ def peak_share(settings: Settings) -> Iterator[Row]:
             if isa not in there:
                 yield Row("peak", what, tokens(case.length), None, "%", bar=bar, note="not here or not compiled")
                 continue
-            seconds = timings.seconds[isa]
-            pairs = [case.flops / t / peak for t, peak in zip(seconds, peaks[isa][-len(seconds) :])]
-            share, peak = spread(pairs), spread(peaks[isa][-len(seconds) :]).median
-            gflops = case.flops / timings.median(isa) / 1e9
-            note = f"{gflops:.1f} of {peak / 1e9:.1f} GFLOP/s, {100 * share.low:.1f} to {100 * share.high:.1f} %"
-            detail = {"gflops": gflops, "peak_gflops": peak / 1e9, "seconds": timings.summary()}
+            peaks = timings.results[f"peak {isa}"]
+            share = spread([case.flops / t / peak for t, peak in zip(timings.seconds[isa], peaks, strict=True)])
+            gflops, peak = case.flops / timings.median(isa) / 1e9, spread(peaks).median / 1e9
+            note = f"{gflops:.1f} of {peak:.1f} GFLOP/s, {100 * share.low:.1f} to {100 * share.high:.1f} %"
+            detail = {"gflops": gflops, "peak_gflops": peak, "seconds": timings.summary()}
             yield Row("peak", what, tokens(case.length), share.median, "%", bar=bar, note=note, detail=detail)
-
-
-def _note_peak(isa: str, n_threads: int, found: list[float]) -> None:
-    found.append(fma_peak(isa, n_threads))
 
 
 def _run_at(isa: str, subject: Subject) -> None:

@@ -67,20 +67,14 @@ def profile(function: Callable[[], object]) -> dict[str, float]:
     return {**taken, "other": total - sum(taken.values()), "total": total}
 
 
-def _note_profile(function: Callable[[], object], found: list[dict[str, float]]) -> None:
-    found.append(profile(function))
-
-
 def stages(settings: Settings) -> Iterator[Row]:
     """Where improved clustered attention spends its time, on all threads and on one."""
     for case in settings.wanted([cases.LONG]):
         x = case.inputs()
-        profiles: dict[int, list[dict[str, float]]] = {settings.n_threads: [], 1: []}
-        functions = {
-            str(n): partial(_note_profile, partial(call, "improved", case, x, n), profiles[n]) for n in profiles
-        }
-        interleave(functions, min(settings.rounds, 7))
-        several = {n: own[1:] for n, own in profiles.items()}  # the first warmed up
+        both = (settings.n_threads, 1)
+        functions = {str(n): partial(profile, partial(call, "improved", case, x, n)) for n in both}
+        timings = interleave(functions, min(settings.rounds, 7))
+        several: dict[int, list[dict[str, float]]] = {n: timings.results[str(n)] for n in both}
         parts = {**STAGES, "other": ("other",), "total": ("total",)}
         seconds = {
             stage: {n: spread([sum(p.get(k, 0.0) for k in kernels) for p in own]).median for n, own in several.items()}
