@@ -88,6 +88,8 @@ def _operands(editor: Editor, known: Shapes, scores: Scores, rank: int) -> tuple
     value = query_or_value(editor, known, v_name, scaled=False)
     operands = _Operands(query, keys, value)
     if rank == 4:
+        if any(step.rank != 4 for step in scores.steps):
+            raise NotAttention("its mask comes in where its scores have other axes than its product")
         _check_heads(known, operands)
         if known.shape(q_name)[1] == known.shape(k_name)[1]:
             grouped = [Operand(**vars(operand)) for operand in (keys, value)]
@@ -127,16 +129,37 @@ def _unmerge(editor: Editor, known: Shapes, operands: _Operands, steps: list[Ste
         found.append(Operand(inner.name, inner.layout, operand.factor * inner.factor))
     if len({_heads(known, operand) for operand in found}) != 1:
         return None
-    masks = []
-    for step in steps:
-        shape = known.shape(step.name)
-        name = step.name
-        if shape is None or (len(shape) == 3 and shape[0] != 1):
-            name = _before_merge(editor, known, step.name)
+    heads = _heads(known, found[0])
+    masks = [_split_mask(editor, known, step, heads) for step in steps]
+    return None if None in masks else (_Operands(*found, merged=True), masks)
+
+
+def _split_mask(editor: Editor, known: Shapes, step: Step, heads) -> Step | None:
+    """A mask for scores whose batch and heads are two axes."""
+    shape, name = known.shape(step.name), step.name
+    if shape is None or step.rank not in (3, 4):
+        return None
+    if step.rank == 3 and len(shape) == 3 and shape[0] != 1:
+        name = _before_merge(editor, known, step.name)
         if name is None:
-            return None
-        masks.append(Step(step.form, name, step.factor, step.fill))
-    return _Operands(*found, merged=True), masks
+            if not isinstance(heads, int):
+                return None
+            name = _split_batch(editor, known, step.name, heads)
+    return Step(step.form, name, step.factor, step.fill)
+
+
+def _split_batch(editor: Editor, known: Shapes, source: str, heads: int) -> str:
+    """Reshape (batch * heads, length, keys) to (batch, heads, length, keys)."""
+    count = editor.add_constant(np.array([heads], np.int64), "attention_heads")
+    sizes = editor.emit("Shape", (source,), f"{source}_sizes", {"start": 1})
+    both = editor.emit("Shape", (source,), f"{source}_merged", {"end": 1})
+    batch = editor.emit("Div", (both, count), f"{source}_batch")
+    sizes = editor.emit("Concat", (batch, count, sizes), f"{source}_split_sizes", {"axis": 0})
+    made = editor.emit("Reshape", (source, sizes), f"{source}_split")
+    shape = known.shape(source)
+    known.shapes[made] = (shape[0] // heads, heads, *shape[1:])
+    known.dtypes[made] = known.dtype(source)
+    return made
 
 
 def _before_merge(editor: Editor, known: Shapes, name: str) -> str | None:
@@ -166,6 +189,8 @@ def _with_axes(editor: Editor, known: Shapes, operands: _Operands, steps: list[S
         shape = known.shape(step.name)
         if shape is None:
             raise NotAttention("its mask has an unknown number of axes")
+        if step.rank != rank:
+            raise NotAttention(f"its mask is for scores of {step.rank} axes, its product has {rank}")
         wide = rank == 3 and len(shape) == 3
         masks.append(Step(step.form, widened(step.name) if wide else step.name, step.factor, step.fill))
     operands.added = added

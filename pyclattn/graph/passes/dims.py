@@ -17,8 +17,8 @@ class Size:
     Examples
     --------
     >>> b, n = Size.named("b"), Size.named("n")
-    >>> (b * n + n) // n, (n - 1) // 2, b * n == n * b
-    (b + 1, (n - 1)//2, True)
+    >>> (b * n + n) // n, (n + 5) // 2, b * n == n * b
+    (b + 1, ((n + 1)//2) + 2, True)
     """
 
     __slots__ = ("terms",)
@@ -64,10 +64,20 @@ class Size:
 
     def __floordiv__(self, other) -> int | Size:
         exact = divide(self, other)
-        return exact if exact is not None else Size.named(f"{_operand(self)}//{_operand(other)}")
+        if exact is not None:
+            return exact
+        if not isinstance(other, int) or other < 1:
+            return Size({(Quotient(self, other),): 1})
+        # (5*a + n - 2) // 5 is a + (n + 3) // 5 - 1: what divides comes out, so that equal lengths look equal.
+        whole = Size({key: count // other for key, count in self.terms.items()})
+        rest = Size({key: count % other for key, count in self.terms.items()})
+        if list(rest.terms.values()) == [1] and isinstance(symbol := next(iter(rest.terms))[0], Quotient):
+            if len(next(iter(rest.terms))) == 1 and isinstance(symbol.bottom, int):  # (n // 5) // 2 is n // 10
+                return whole + symbol.top // (symbol.bottom * other)
+        return whole + Size({(Quotient(rest, other),): 1})
 
     def __rfloordiv__(self, other) -> int | Size:
-        return Size.named(f"{_operand(other)}//{_operand(self)}") if other else 0
+        return Size({(Quotient(other, self),): 1}) if other else 0
 
     def __mod__(self, other) -> int | Size:
         return 0 if divide(self, other) is not None else Size.named(f"{_operand(self)}%{_operand(other)}")
@@ -95,6 +105,17 @@ class Size:
         return text
 
 
+class Quotient(str):
+    """The name of a division that does not come out even, which remembers its two sides."""
+
+    __slots__ = ("bottom", "top")
+
+    def __new__(cls, top, bottom):
+        name = super().__new__(cls, f"{_operand(top)}//{_operand(bottom)}")
+        name.top, name.bottom = top, bottom
+        return name
+
+
 def _terms(value) -> dict[tuple[str, ...], int]:
     if isinstance(value, Size):
         return value.terms
@@ -113,14 +134,20 @@ def _operand(value) -> str:
 
 
 def divide(numerator, denominator) -> int | Size | None:
-    """The exact quotient by a number or a product of unknowns; None where it does not come out even."""
-    bottom = _terms(denominator)
-    if len(bottom) != 1:
-        return 1 if bottom and _terms(numerator) == bottom else None
+    """The exact quotient, if it is one number times a product of unknowns for every term; else None."""
+    top, bottom = _terms(numerator), _terms(denominator)
+    if not bottom:
+        return None
+    if len(bottom) > 1:
+        # (6*n + 6) / (n + 1): the terms come in one order, so the first of each gives the only candidate.
+        if not top:
+            return 0
+        first = divide(Size(dict([max(top.items())])), Size(dict([max(bottom.items())])))
+        return first if first is not None and first * Size(bottom) == Size(top) else None
     ((key, count),) = bottom.items()
     quotient = {}
-    for top, top_count in _terms(numerator).items():
-        rest = Counter(top)
+    for symbols, top_count in top.items():
+        rest = Counter(symbols)
         rest.subtract(Counter(key))
         if top_count % count or min(rest.values(), default=0) < 0:
             return None

@@ -21,15 +21,61 @@ LARGEST = 1 << 20
 
 def fold(editor: Editor, known: Shapes) -> None:
     """Replace operators whose outputs are known, and take out those that do nothing."""
+    sizes = _Sizes(editor, known)
     for op in list(editor.program.ops):
         if editor.producers.get(op.outputs[0] if op.outputs else "") is not op:
             continue  # removed by an earlier edit
+        if sizes.replace(op):
+            continue
         if op.kind == "If":
             _choose_branch(editor, op)
         elif not _fold_values(editor, known, op) and not _fold_constants(editor, op):
             rule = SIMPLER.get(op.kind)
             if rule:
                 rule(editor, known, op)
+
+
+class _Sizes:
+    """The program's own sizes, read once from its inputs.
+
+    Models ask any array on the way for its length; asking the input instead lets that array be fused away.
+    """
+
+    def __init__(self, editor: Editor, known: Shapes):
+        self.editor, self.known = editor, known
+        self.where: dict[Size, tuple[str, int, str]] = {}
+        for value in editor.program.inputs if known.outer is None else ():
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, str) and size != "...":
+                    self.where.setdefault(Size.named(size), (value.name, axis, size))
+        self.made: dict[tuple[Size, int], str] = {}
+
+    def replace(self, op: Op) -> bool:
+        """Replace an operator whose value is one size of an input."""
+        value = self.known.values.get(op.outputs[0]) if len(op.outputs) == 1 else None
+        if value is None or value.size != 1 or value.ndim > 1 or self.known.dtype(op.outputs[0]) != "int64":
+            return False
+        size = value.reshape(-1)[0]
+        if size not in self.where or self._is_plain(op, size):
+            return False
+        return self.editor.replace(op.outputs[0], self._name(size, value.ndim))
+
+    def _is_plain(self, op: Op, size: Size) -> bool:
+        source, axis, _ = self.where[size]
+        if op.kind == "Squeeze":
+            op = self.editor.producer(op.inputs[0])
+        wanted = {"start": axis, "end": axis + 1}
+        return op is not None and op.kind == "Shape" and op.inputs == (source,) and op.attributes == wanted
+
+    def _name(self, size: Size, ndim: int) -> str:
+        if (size, ndim) not in self.made:
+            source, axis, text = self.where[size]
+            if ndim == 1:
+                made = self.editor.emit("Shape", (source,), f"size_{text}", {"start": axis, "end": axis + 1})
+            else:
+                made = self.editor.emit("Squeeze", (self._name(size, 1),), f"size_{text}_scalar")
+            self.made[size, ndim] = made
+        return self.made[size, ndim]
 
 
 def _fold_values(editor: Editor, known: Shapes, op: Op) -> bool:

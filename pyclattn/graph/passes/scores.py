@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pyclattn.graph.passes.dims import product as total
 from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.masks import MASKED, MaskReader
 from pyclattn.graph.passes.shapes import Shapes
@@ -29,6 +30,7 @@ class Step:
     name: str
     factor: float = 1.0
     fill: float = 0.0
+    rank: int = 4  # axes of the scores where the mask comes in; some models merge batch and heads on the way
 
 
 @dataclass
@@ -82,7 +84,18 @@ def _forward(editor: Editor, known: Shapes, softmax: Op) -> tuple[Op, bool]:
         if (user.kind == "Cast" and user.attributes.get("to", "").startswith("float")) or user.kind == "Identity":
             value = user.outputs[0]
             continue
+        if user.kind == "Reshape" and _regroups(known, user):
+            value = user.outputs[0]
+            continue
         raise NotAttention(f"its probabilities go into {user.kind}, not a product")
+
+
+def _regroups(known: Shapes, op: Op) -> bool:
+    """Whether a Reshape only merges or splits the axes before the last two: batch and heads."""
+    source, target = known.shape(op.inputs[0]), known.shape(op.outputs[0])
+    if source is None or target is None or source[-2:] != target[-2:]:
+        return False
+    return min(len(source), len(target)) > 2 and total(source[:-2]) == total(target[:-2])
 
 
 def _guard(editor: Editor, known: Shapes, value: str, users: list[Op], softmax: Op) -> Op | None:
@@ -138,6 +151,8 @@ def _backward(editor: Editor, known: Shapes, name: str, factor: float, user: Op)
         raise NotAttention("its scores are quantised")
     if kind in ("Cast", "Identity"):
         return _backward(editor, known, op.inputs[0], factor, op)
+    if kind == "Reshape" and _regroups(known, op):
+        return _backward(editor, known, op.inputs[0], factor, op)
     if kind in ("Mul", "Div"):
         return _scaled(editor, known, op, factor)
     if kind == "Where":
@@ -169,7 +184,7 @@ def _selected(editor: Editor, known: Shapes, op: Op, factor: float):
         if fill * factor > MASKED:
             raise NotAttention(f"its scores are filled with {fill:g}, which does not mask them")
         product, scale, steps = _backward(editor, known, side, factor, op)
-        return product, scale, [*steps, Step(form, condition, factor, fill * factor)]
+        return product, scale, [*steps, Step(form, condition, factor, fill * factor, known.rank(op.outputs[0]) or 0)]
     raise NotAttention("its scores are chosen by Where from two values")
 
 
@@ -182,5 +197,6 @@ def _added(editor: Editor, known: Shapes, op: Op, factor: float):
         except NotAttention as error:
             problem = problem or error
             continue
-        return product, scale, [*steps, Step("add", op.inputs[other], mask_factor)]
+        step = Step("add", op.inputs[other], mask_factor, rank=known.rank(op.outputs[0]) or 0)
+        return product, scale, [*steps, step]
     raise problem or NotAttention("its scores are a sum without a product")
