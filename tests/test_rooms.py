@@ -1,0 +1,149 @@
+"""The rooms: all are here, each can be forced, and the library works where one is missing."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import compare
+import inputs
+import numpy as np
+import pytest
+
+import pyclattn
+from pyclattn import _config, _dispatch
+from pyclattn.errors import ArgumentError, BackendError
+
+
+@pytest.mark.parametrize("room", ["reference", "numba", "cython"])
+def test_this_checkout_has_every_room(room):
+    """Without this, a missing build would turn the tests of fast rooms into tests of the reference."""
+    assert _dispatch.installed(room)
+
+
+@pytest.mark.parametrize("kernel", _dispatch.OWNERS)
+def test_each_kernel_comes_from_its_owner(kernel):
+    with _dispatch.forced("auto"):
+        assert _dispatch.room_of(kernel) == _dispatch.OWNERS[kernel]
+    for room in ("reference", "numba", "cython"):
+        with _dispatch.forced(room):
+            expected = room if room in ("reference", _dispatch.OWNERS[kernel]) else "reference"
+            assert _dispatch.room_of(kernel) == expected
+
+
+@pytest.mark.parametrize("kernel", _dispatch.OWNERS)
+def test_the_reference_has_every_kernel(kernel):
+    module, name = kernel.split(".")
+    assert callable(getattr(importlib.import_module(f"pyclattn.reference.{module}"), name))
+
+
+def test_instruction_sets_begin_with_the_baseline():
+    from pyclattn._ext import isa
+
+    levels = isa.available()
+    assert levels[0] == "baseline"
+    assert len(set(levels)) == len(levels)
+    assert isa.selected() in levels
+    if os.uname().machine == "x86_64":
+        with open("/proc/cpuinfo") as info:
+            flags = next(line for line in info if line.startswith("flags")).split()
+        assert ("avx2" in levels) == ("avx2" in flags and "fma" in flags)
+        assert ("avx512" in levels) == ({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"} <= set(flags))
+
+
+def test_forced_ends_with_its_block_whatever_happens():
+    from pyclattn._ext import isa
+
+    before, level = _dispatch.room_of("attention.attend"), isa.selected()
+    with pytest.raises(ZeroDivisionError), _dispatch.forced("reference", isa="baseline"):
+        assert _dispatch.room_of("attention.attend") == "reference"
+        assert isa.selected() == "baseline"
+        raise ZeroDivisionError
+    assert _dispatch.room_of("attention.attend") == before
+    assert isa.selected() == level
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(BackendError, match="sse9"), _dispatch.forced(isa="sse9"):
+        pass
+    assert _dispatch.room_of("attention.attend") == _dispatch.OWNERS["attention.attend"]
+
+
+def test_unknown_backend(monkeypatch):
+    monkeypatch.setenv("PYCLATTN_BACKEND", "fortran")
+    with pytest.raises(ArgumentError, match="PYCLATTN_BACKEND.*fortran"):
+        pyclattn.hash_queries(np.ones((1, 1, 2, 3), np.float32))
+
+
+def test_environment_chooses_the_room(monkeypatch):
+    for room in ("reference", "numba", "cython"):
+        monkeypatch.setenv("PYCLATTN_BACKEND", f" {room.upper()} ")
+        assert _config.backend() == room
+        assert _dispatch.room_of("clustering.hamming_lloyd") == ("numba" if room == "numba" else "reference")
+        assert _dispatch.room_of("attention.attend") == ("cython" if room == "cython" else "reference")
+
+
+def test_environment_chooses_the_instruction_set():
+    program = "from pyclattn._ext import isa; print(isa.selected())"
+    environment = dict(os.environ, PYCLATTN_ISA="baseline")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout.strip() == "baseline"
+    environment["PYCLATTN_ISA"] = "sse9"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 1
+    assert "BackendError" in ran.stderr
+    assert "sse9" in ran.stderr
+
+
+MISSING = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None  # importing it raises ImportError
+import numpy as np
+sys.path.insert(0, {tests!r})
+import inputs
+import pyclattn
+from pyclattn import _dispatch
+tensors = inputs.tensors(batch=2, heads=4, kv_heads=2, n=70, n_keys=90, dim=16)
+found = [
+    pyclattn.scaled_dot_product_attention(*tensors),
+    pyclattn.clustered_attention(*tensors, n_clusters=7),
+    pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
+    pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
+]
+assert all(_dispatch.room_of(kernel) != {room!r} for kernel in _dispatch.OWNERS)
+try:
+    with _dispatch.forced({room!r}):
+        pyclattn.hash_queries(tensors[0])
+except pyclattn.errors.BackendError as error:
+    assert {room!r} in str(error), error
+else:
+    raise AssertionError("a forced room that is missing must raise")
+np.savez({out!r}, *found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "blocked"),
+    [
+        ("numba", ["numba"]),
+        ("cython", ["pyclattn._ext.isa", "pyclattn._ext.attention", "pyclattn._ext.clustering"]),
+    ],
+)
+def test_a_missing_room_costs_time_only(room, blocked, tmp_path):
+    """Without Numba or without the compiled files: the same results, and a forced room that is missing raises."""
+    out = str(tmp_path / "found.npz")
+    tests = os.path.dirname(os.path.abspath(__file__))
+    program = MISSING.format(room=room, blocked=blocked, out=out, tests=tests)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYCLATTN_")}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    tensors = inputs.tensors(batch=2, heads=4, kv_heads=2, n=70, n_keys=90, dim=16)
+    want = [
+        pyclattn.scaled_dot_product_attention(*tensors),
+        pyclattn.clustered_attention(*tensors, n_clusters=7),
+        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
+        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
+    ]
+    with np.load(out) as found:
+        for number, expected in enumerate(want):
+            compare.assert_close(found[f"arr_{number}"], expected, compare.CLUSTERED)
