@@ -18,8 +18,8 @@ from pyclattn.errors import MemoryLimitError, PyclattnError, UnsupportedOpError
 from pyclattn.graph.blas import single
 from pyclattn.graph.memory import ALIGNMENT
 from pyclattn.graph.ops import TABLE
-from pyclattn.graph.planner import Plan, Planner, Step, as_list, build, check_inputs, describe, evaluate, located
-from pyclattn.graph.program import Program
+from pyclattn.graph.planner import Plan, Planner, Step, as_list, build, check_inputs, evaluate, located
+from pyclattn.graph.program import Program, describe, free_names, nested, walk
 from pyclattn.graph.spec import Settings, Spec
 
 # Plans kept, one for each set of input shapes; a plan of 1,000 operators takes about 1 MB.
@@ -30,34 +30,11 @@ IDLE_BYTES = 256 << 20
 LEAST_BLOCK = 1 << 16
 
 
-def free_names(program: Program) -> list[str]:
-    """Names a nested program reads from around it."""
-    defined = {v.name for v in program.inputs} | set(program.constants)
-    free: dict[str, None] = {}
-    for op in program.ops:
-        for name in op.inputs:
-            if name and name not in defined:
-                free[name] = None
-        for inner in nested(op):
-            free.update((n, None) for n in free_names(inner) if n not in defined)
-        defined.update(op.outputs)
-    free.update((v.name, None) for v in program.outputs if v.name not in defined)
-    return list(free)
-
-
-def nested(op) -> list[Program]:
-    """Programs in an operator's attributes."""
-    return [a for a in op.attributes.values() if isinstance(a, Program)]
-
-
 def kinds(program: Program) -> dict[str, list[str]]:
     """Operator kinds of a program and all within it, with the names of their nodes."""
     found: dict[str, list[str]] = {}
-    for op in program.ops:
+    for op in walk(program):
         found.setdefault(op.kind, []).append(op.name or op.outputs[0])
-        for inner in nested(op):
-            for kind, names in kinds(inner).items():
-                found.setdefault(kind, []).extend(names)
     return found
 
 
@@ -239,7 +216,7 @@ class Executor:
         if self.max_memory is not None and plan.peak > self.max_memory:
             shapes = ", ".join(f"{n} {s.shape}" for n, s in inputs.items())
             raise MemoryLimitError(
-                f"a run with {shapes} needs {plan.peak:,} bytes beside the weights, max_memory leaves {self.max_memory:,}"
+                f"running {shapes} needs {plan.peak:,} bytes beside the weights, max_memory leaves {self.max_memory:,}"
             )
         return plan, deque(), settings
 

@@ -8,15 +8,14 @@ for the run, with all that follows from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, PyclattnError, ShapeError
+from pyclattn.errors import ArgumentError, DTypeError, PyclattnError, ShapeError
 from pyclattn.graph.memory import Buffer, place
 from pyclattn.graph.ops.registry import builder
-from pyclattn.graph.program import Op
+from pyclattn.graph.program import Op, describe
 from pyclattn.graph.spec import Kernel, Node, Settings, Spec, Unknown
 
 # Values up to this size that depend on shapes alone are computed once per plan and kept with it.
@@ -60,11 +59,6 @@ class Plan:
     def peak(self) -> int:
         """Bytes of a run, without the weights and the caller's inputs."""
         return self.arena + self.transient + self.folded + self.output_bytes
-
-
-def describe(op: Op) -> str:
-    """An operator's name for messages."""
-    return f"node {op.name or op.outputs[0]!r} ({op.kind})"
 
 
 def located(error: Exception, where: str) -> Exception:
@@ -270,7 +264,3 @@ def check_shape(value, shape: tuple[int, ...]) -> None:
     fits = len(shape) == len(value.shape) and all(isinstance(w, str) or w == n for w, n in zip(value.shape, shape))
     if not fits:
         raise ShapeError(f"input {value.name!r} must have shape {tuple(value.shape)}, got {tuple(shape)}")
-
-
-Bound = Callable[[], object]
-__all__ = ["Bound", "ModelFormatError", "Plan", "Planner", "Step", "build", "check_inputs", "check_shape", "evaluate"]

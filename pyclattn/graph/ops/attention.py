@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyclattn.errors import ArgumentError, ModelFormatError, ShapeError
+from pyclattn.errors import ModelFormatError, ShapeError
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 from pyclattn.graph import blocks
@@ -19,12 +19,6 @@ METHODS = {
     "exact": scaled_dot_product_attention,
     "clustered": clustered_attention,
     "improved-clustered": improved_clustered_attention,
-}
-# The published settings of improved clustered attention (Vyas et al. 2020): 100 clusters, 63 bits, top 32.
-DEFAULTS = {
-    "exact": {},
-    "clustered": {"n_clusters": 100},
-    "improved-clustered": {"n_clusters": 100, "topk": 32},
 }
 # (B, H, L, D) as a view of each layout
 _VIEWS = {"bhld": (0, 1, 2, 3), "blhd": (0, 2, 1, 3), "bhdl": (0, 1, 3, 2)}
@@ -389,10 +383,3 @@ def _embed_layer_norm(node: Node) -> Kernel:
 
     outputs = [Spec(shape, words.dtype), Spec(shape[:1], np.int32)][: min(2, node.n_outputs)]
     return simple(outputs, run)
-
-
-def check_method(method: str, parameters: dict) -> tuple[str, dict]:
-    """A method of attention and its parameters, defaults filled in."""
-    if method not in METHODS:
-        raise ArgumentError(f"attention must be one of {', '.join(METHODS)}, got {method!r}")
-    return method, {**DEFAULTS[method], **parameters}

@@ -1,0 +1,244 @@
+"""The command line: pyclattn info | run.
+
+A subcommand is a function that adds its parser and names what runs; others append theirs to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.weights.safetensors import write_atomically
+
+
+def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
+    """Rows under a head, text to the left, numbers to the right.
+
+    Examples
+    --------
+    >>> print(table([("MatMul", 12), ("Add", 3)], ("op", "count")))
+    op      count
+    MatMul     12
+    Add         3
+    """
+    cells = [tuple(map(str, row)) for row in rows]
+    widths = [max(len(r[i]) for r in [tuple(head), *cells]) for i in range(len(head))]
+    right = [bool(rows) and all(isinstance(r[i], (int, float)) or _is_number(str(r[i])) for r in rows)
+             for i in range(len(head))]  # fmt: skip
+    lines = []
+    for row in [tuple(head), *cells]:
+        line = "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right))
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "", 1).replace("%", "").strip().isdigit()
+
+
+def size(n: int) -> str:
+    """Bytes for people: ``size(1536) == '1.5 kB'``, in powers of 1,000."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"
+
+
+def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """``name=1x3x224x224`` or ``name=1,3,224,224``."""
+    shapes = {}
+    for text in given:
+        name, equals, numbers = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(n) for n in numbers.replace("x", ",").split(",") if n)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ArgumentError(f"a shape is given as name=1x3x224x224, got {text!r}")
+    return shapes
+
+
+def _attention(text: str):
+    """A method, or JSON for parameters and names."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(f"--attention is a method or JSON, got {text!r}: {error}") from None
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser("info", help="what is in a model, or which operators run")
+    parser.add_argument("file", nargs="?", help="a converted model, or .onnx where a reader is installed")
+    parser.add_argument("--ops", action="store_true", help="all operators pyclattn runs (of FILE: all it uses)")
+    parser.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224",
+                        help="an input's shape, to tell the memory a run takes; once for each input")  # fmt: skip
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from pyclattn.graph.ops import supported_ops
+
+    if arguments.file is None:
+        if not arguments.ops:
+            raise ArgumentError("give a file, or --ops for the operators pyclattn runs")
+        print("\n".join(supported_ops()))
+        return
+    from pyclattn.graph.program import walk
+    from pyclattn.model import ATTENTION, load
+
+    model = load(arguments.file)
+    program = model.program
+    for title, values in (("inputs", program.inputs), ("outputs", program.outputs)):
+        rows = [(v.name, v.dtype or "?", " x ".join(map(str, v.shape)) or "scalar") for v in values]
+        print(f"{title}\n{table(rows, ('name', 'dtype', 'shape'))}\n")
+    parameters = sum(a.size for a in program.constants.values())
+    counts = Counter(op.kind for op in walk(program))
+    print(f"parameters  {parameters:,} ({size(model.weight_bytes)})")
+    print(f"operators   {sum(counts.values()):,} of {len(counts)} kinds\n")
+    if arguments.ops:
+        print(table(counts.most_common(), ("op", "count")) + "\n")
+    found = [op for op in walk(program) if op.kind == ATTENTION]
+    if found:
+        rows = []
+        for op in found:
+            a = op.attributes
+            given = [*op.inputs, "", ""]
+            mask = "causal" if a.get("is_causal") else "padding" if given[4] else "pair" if given[3] else "none"
+            if given[3] and given[4]:
+                mask = "pair and padding"
+            rows.append((a.get("name", op.name), mask, a.get("n_heads", "")))
+        print(f"attentions\n{table(rows, ('name', 'mask', 'heads'))}\n")
+    else:
+        print("attentions  none that can be replaced\n")
+    if arguments.shape:
+        print(f"memory of a run: {size(model.estimate(**_shapes(arguments.shape)))}")
+
+
+def _add_run(commands) -> None:
+    parser = commands.add_parser("run", help="run a model on arrays in .npy or .npz files")
+    parser.add_argument("file")
+    parser.add_argument("--input", "-i", action="append", required=True, metavar="[NAME=]FILE",
+                        help=".npz with an array for each input, or .npy (NAME= where there are several)")  # fmt: skip
+    parser.add_argument("--output", "-o", required=True, help=".npz, or .npy for a model with one output")
+    parser.add_argument("--attention", default="exact", help="a method, or JSON as pyclattn.load takes it")
+    parser.add_argument("--n-threads", type=int)
+    parser.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="a number, or with MB or GB behind it")
+    parser.add_argument("--profile", metavar="TRACE.json", help="print time by op, write a Chrome trace")
+    parser.set_defaults(run=_run)
+
+
+def _bytes(text: str) -> int:
+    for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("", 1)):
+        if text.endswith(suffix):
+            return int(float(text.removesuffix(suffix)) * factor)
+    raise ValueError(text)
+
+
+def read_inputs(given: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays by input name from .npy and .npz files; pickled objects are refused."""
+    feeds: dict[str, np.ndarray] = {}
+    for text in given:
+        name, _, path = text.rpartition("=")
+        if Path(text).exists():
+            name, path = "", text
+        try:
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                if not name and len(names) > 1:
+                    raise ArgumentError(f"{path} is one array, the model has inputs {', '.join(names)}: NAME={path}")
+                feeds[name or names[0]] = loaded
+            else:
+                with loaded:
+                    feeds.update({n: loaded[n] for n in loaded.files})
+        except OSError as error:
+            raise ModelFormatError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (ValueError, EOFError) as error:
+            if isinstance(error, PyclattnError):
+                raise
+            raise ModelFormatError(f"{path}: not a .npy or .npz file of plain arrays: {error}") from error
+    return feeds
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from pyclattn.model import load
+
+    model = load(
+        arguments.file,
+        _attention(arguments.attention),
+        n_threads=arguments.n_threads,
+        max_memory=arguments.max_memory,
+    )
+    out = Path(arguments.output)
+    outputs = [v.name for v in model.program.outputs]
+    if out.suffix not in (".npz", ".npy") or (out.suffix == ".npy" and len(outputs) > 1):
+        raise ArgumentError(f"--output must end in .npz (or .npy for a model with one output), got {out}")
+    feeds = read_inputs(arguments.input, [v.name for v in model.program.inputs])
+    if arguments.profile:
+        model(**feeds)  # the first run plans and touches memory; the second is what a service sees
+        results, events = model.profile(feeds)
+        print(profile_table(events))
+        write_atomically(arguments.profile, lambda file: file.write(json.dumps(chrome_trace(events)).encode()))
+    else:
+        results = model(**feeds)
+    if out.suffix == ".npy":
+        write_atomically(out, lambda file: np.save(file, results[outputs[0]], allow_pickle=False))
+    else:
+        write_atomically(out, lambda file: np.savez(file, **results))
+
+
+def profile_table(events) -> str:
+    """Time by kind of operator, most first."""
+    total: Counter = Counter()
+    calls: Counter = Counter()
+    for op, start, end in events:
+        total[op.kind] += end - start
+        calls[op.kind] += 1
+    whole = max(1, sum(total.values()))
+    rows = [(kind, calls[kind], f"{t / 1e6:.3f}", f"{100 * t / whole:.1f}") for kind, t in total.most_common()]
+    rows.append(("total", sum(calls.values()), f"{whole / 1e6:.3f}", "100.0"))
+    return table(rows, ("op", "calls", "ms", "%"))
+
+
+def chrome_trace(events) -> dict:
+    """Events as chrome://tracing and Perfetto read them."""
+    first = events[0][1] if events else 0
+    return {
+        "traceEvents": [
+            {"name": op.name or op.outputs[0], "cat": op.kind, "ph": "X", "pid": 0, "tid": 0,
+             "ts": (start - first) / 1e3, "dur": (end - start) / 1e3, "args": {"op": op.kind}}
+            for op, start, end in events
+        ],
+        "displayTimeUnit": "ms",
+    }  # fmt: skip
+
+
+COMMANDS: list[Callable] = [_add_info, _add_run]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="pyclattn", description="Trained transformers over long input on a CPU.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in COMMANDS:
+        add(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (PyclattnError, OSError) as error:
+        print(f"pyclattn: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

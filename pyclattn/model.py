@@ -1,0 +1,259 @@
+"""load() and Model: what a service holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+
+from pyclattn import _threads
+from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, PyclattnError
+from pyclattn.graph.executor import Executor
+from pyclattn.graph.planner import check_shape, located
+from pyclattn.graph.program import Program, Value, walk
+from pyclattn.graph.serial import load_program, save_program
+from pyclattn.graph.spec import Settings, Spec
+from pyclattn.plan import Plan
+
+# ONNX Runtime's names of element types
+_ORT_TYPES = {"float32": "float", "float64": "double", "float16": "float16"}
+ATTENTION = "pyclattn:Attention"
+
+
+@dataclass(frozen=True)
+class NodeArg:
+    """An input or output of a model, with onnxruntime's attributes."""
+
+    name: str
+    shape: list[int | str]
+    type: str
+
+
+def load(
+    path: str | os.PathLike,
+    attention: str | Mapping | Plan = "exact",
+    *,
+    n_threads: int | None = None,
+    max_memory: int | None = None,
+) -> Model:
+    """A model from a file, ready to run.
+
+    Parameters
+    ----------
+    path : path-like
+        A file pyclattn-export or `Model.save` wrote, or one of a kind for which a reader is installed (``.onnx`` with
+        ``pip install pyclattn[export]``).
+    attention : str, mapping or Plan
+        "exact", "clustered" or "improved-clustered"; ``{"method": ..., **parameters}``; or a mapping of the names in
+        `Model.attentions` to either, "default" for the rest.
+    n_threads : int, optional
+        Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
+    max_memory : int, optional
+        Bytes that weights and one run may take together. Kept by smaller blocks, or a run is refused before it
+        starts.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ModelFormatError
+        If the file is missing, truncated, altered or of an unknown kind.
+    UnsupportedOpError
+        Listing all operators that pyclattn does not run.
+    """
+    path = Path(path)
+    try:
+        reader = _reader(path)
+        return Model(reader(path), attention=attention, n_threads=n_threads, max_memory=max_memory, path=str(path))
+    except PyclattnError as error:
+        if str(path) in str(error) or isinstance(error, ArgumentError):
+            raise
+        raise located(error, str(path)) from error
+
+
+def _reader(path: Path):
+    """The function that reads files of this kind."""
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return load_program
+    if not path.exists():
+        raise ModelFormatError(f"{path}: no such file")
+    found = {point.name: point for point in entry_points(group="pyclattn.readers")}
+    if suffix in found:
+        try:
+            return found[suffix].load()
+        except ImportError as error:
+            raise ModelFormatError(
+                f"{path}: reading {suffix} files needs {error.name}: pip install pyclattn[export]"
+            ) from error
+    if suffix == ".onnx":
+        raise ModelFormatError(f"{path}: no reader for .onnx files is installed: pip install pyclattn[export]")
+    raise ModelFormatError(f"{path}: files of kind {suffix!r} are not known, .safetensors and .onnx are")
+
+
+class Model:
+    """A converted model, safe to call from many threads.
+
+    Parameters
+    ----------
+    program : Program
+    attention, n_threads, max_memory
+        As of `load`.
+    path : str
+        For messages.
+
+    Attributes
+    ----------
+    program : Program
+    attentions : list of str
+        Names of the attentions that can be replaced.
+    plan : Plan
+
+    Examples
+    --------
+    >>> from pyclattn.graph.program import Op
+    >>> x, y = Value("x", "float32", ("n", 2)), Value("y", "float32", ("n", 2))
+    >>> model = Model(Program([x], [y], [Op("Relu", ("x",), ("y",))]))
+    >>> model(x=np.array([[-1, 2]], np.float32))
+    {'y': array([[0., 2.]], dtype=float32)}
+    >>> model.run(None, {"x": np.array([[3, -4]], np.float32)})
+    [array([[3., 0.]], dtype=float32)]
+    >>> model.get_inputs()
+    [NodeArg(name='x', shape=['n', 2], type='tensor(float)')]
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        attention: str | Mapping | Plan = "exact",
+        n_threads: int | None = None,
+        max_memory: int | None = None,
+        path: str = "",
+    ):
+        self.program, self.path = program, path
+        self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
+        self.plan = Plan.of(attention, self.attentions)
+        settings = Settings(n_threads=_threads.resolve(n_threads), attention=self.plan.choice)
+        self._executor = Executor(program, settings)
+        self.max_memory = max_memory
+        if max_memory is not None:
+            left = max_memory - self.weight_bytes
+            if left <= 0:
+                raise MemoryLimitError(
+                    f"the weights have {self.weight_bytes:,} bytes, max_memory is {max_memory:,}: no model fits"
+                )
+            self._executor.max_memory = left
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self._executor.weight_bytes
+
+    def get_inputs(self) -> list[NodeArg]:
+        """Names, shapes and types of the inputs, as onnxruntime's."""
+        return [_node_arg(v) for v in self.program.inputs]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """Names, shapes and types of the outputs, as onnxruntime's."""
+        return [_node_arg(v) for v in self.program.outputs]
+
+    def __call__(self, **inputs) -> dict[str, np.ndarray]:
+        """Run; arrays by input name in, arrays by output name out.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError
+            For missing or unknown inputs and for arrays that do not fit.
+        MemoryLimitError
+            Before the run, if it would take more than ``max_memory``.
+        """
+        return self._run(inputs)
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping, run_options=None) -> list[np.ndarray]:
+        """The call of ``onnxruntime.InferenceSession.run``.
+
+        Parameters
+        ----------
+        output_names : sequence of str or None
+            Outputs wanted, in this order; None for all.
+        input_feed : mapping of str to array
+        run_options : ignored
+            For callers of onnxruntime.
+        """
+        known = [v.name for v in self.program.outputs]
+        names = known if output_names is None else list(output_names)
+        unknown = [n for n in names if n not in known]
+        if unknown:
+            raise ArgumentError(
+                f"outputs {', '.join(map(str, unknown))} do not exist; the model has {', '.join(known)}"
+            )
+        results = self._run(dict(input_feed))
+        return [results[n] for n in names]
+
+    def profile(self, inputs: Mapping) -> tuple[dict[str, np.ndarray], list]:
+        """Run and return (outputs, [(op, start, end) in nanoseconds of every operator])."""
+        events: list = []
+        return self._run(dict(inputs), events), events
+
+    def _run(self, inputs: dict, profile: list | None = None) -> dict[str, np.ndarray]:
+        try:
+            return self._executor({name: np.asarray(a) for name, a in inputs.items()}, profile)
+        except PyclattnError as error:
+            if self.path and self.path not in str(error):
+                raise located(error, self.path) from error
+            raise
+
+    def estimate(self, **shapes: Sequence[int]) -> int:
+        """Bytes that weights, inputs and one run take together at most.
+
+        Parameters
+        ----------
+        **shapes : tuple of int
+            The shape of each input.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ArgumentError
+            If an input is missing, or if shapes inside the model depend on the data, so that nothing can be said
+            before a run.
+
+        Examples
+        --------
+        >>> from pyclattn.graph.program import Op
+        >>> x, y = Value("x", "float32", ("n",)), Value("y", "float32", ("n",))
+        >>> Model(Program([x], [y], [Op("Relu", ("x",), ("y",))])).estimate(x=(1024,))
+        12288
+        """
+        names = [v.name for v in self.program.inputs]
+        if set(shapes) != set(names):
+            raise ArgumentError(f"estimate needs the shapes of {', '.join(names)}, got {', '.join(shapes) or 'none'}")
+        specs = {}
+        for value in self.program.inputs:
+            shape = tuple(int(n) for n in shapes[value.name])
+            check_shape(value, shape)
+            specs[value.name] = Spec(shape, value.dtype or "float32")
+        plan = self._executor.plan(specs)
+        if not plan.is_static:
+            first = next(step.op for step in plan.steps if step.kernel is None)
+            raise ArgumentError(f"shapes from node {first.name!r} ({first.kind}) on depend on the data: no estimate")
+        return self.weight_bytes + plan.peak + sum(s.nbytes for s in specs.values())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the model to one safetensors file, whole or not at all."""
+        save_program(path, self.program)
+
+
+def _node_arg(value: Value) -> NodeArg:
+    name = _ORT_TYPES.get(value.dtype, value.dtype)
+    return NodeArg(value.name, list(value.shape), f"tensor({name})")
