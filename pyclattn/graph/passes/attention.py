@@ -12,18 +12,19 @@ from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.heads import Operand, key, query_or_value, ungroup
 from pyclattn.graph.passes.masks import Condition, Mask, MaskReader
 from pyclattn.graph.passes.report import AttentionFound, Report, SoftmaxKept
-from pyclattn.graph.passes.scores import NotAttention, Scores, Step, read_scores
+from pyclattn.graph.passes.scores import NotAttention, Scores, Step, Walk
 from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.program import Op
 
 SWAPPED = (0, 2, 1, 3)
 
 
-def fuse_attention(editor: Editor, known: Shapes, report: Report) -> None:
+def fuse_attention(editor: Editor, known: Shapes, report: Report, float_attention: bool = False) -> None:
     """Replace every attention; say of every other Softmax why it stays."""
+    walk = Walk(editor, known, float_attention)
     for softmax in [op for op in editor.program.ops if op.kind == "Softmax"]:
         try:
-            scores = read_scores(editor, known, softmax)
+            scores = walk.read(softmax)
             report.attentions.append(_replace(editor, known, scores, len(report.attentions), report))
         except NotAttention as reason:
             report.kept.append(SoftmaxKept(softmax.name or softmax.outputs[0], str(reason)))
@@ -102,6 +103,16 @@ def _operands(editor: Editor, known: Shapes, scores: Scores, rank: int) -> tuple
     if unmerged is not None:
         return unmerged
     return _with_axes(editor, known, operands, scores.steps, rank)
+
+
+def operands_of(editor: Editor, known: Shapes, query: Operand, keys: Operand, value: Operand) -> _Operands:
+    """Operands of an attention that was one operator already, their transposes taken off."""
+    found = []
+    for operand in (query, keys, value):
+        if operand.layout == "bhld":
+            operand = query_or_value(editor, known, operand.name, scaled=operand is not value)
+        found.append(operand)
+    return _Operands(*found)
 
 
 def _check_heads(known: Shapes, operands: _Operands) -> None:
@@ -216,7 +227,8 @@ def emit_attention(
         "out_layout": "bhld",
     }
     inputs = (q.name, k.name, v.name, _pair_mask(editor, known, mask, guarded), _padding(editor, known, mask))
-    editor.remove(end)
+    if editor.producers.get(target) is end:
+        editor.remove(end)
     swap = editor.only_user(target, "Transpose")
     if operands.merged:
         out = editor.emit("pyclattn:Attention", inputs, f"{target}_4d", attributes, name)

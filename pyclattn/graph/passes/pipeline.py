@@ -7,8 +7,10 @@ from pyclattn.graph.passes.attention import fuse_attention
 from pyclattn.graph.passes.edit import Editor, bodies
 from pyclattn.graph.passes.fold import fold, share
 from pyclattn.graph.passes.linear import fuse_linear
+from pyclattn.graph.passes.normalise import normalise
 from pyclattn.graph.passes.norms import fuse_norms
 from pyclattn.graph.passes.report import Report
+from pyclattn.graph.passes.rotary import fuse_rotary
 from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.program import Op, Program
 
@@ -16,13 +18,17 @@ from pyclattn.graph.program import Op, Program
 MOST_ROUNDS = 12
 
 
-def optimize(program: Program) -> tuple[Program, Report]:
+def optimize(program: Program, *, float_attention: bool = False) -> tuple[Program, Report]:
     """Fold, fuse and find attention.
 
     Parameters
     ----------
     program : Program
         Left as it is.
+    float_attention : bool
+        In a model whose scores and probabilities are rounded to 8 bits, pass over that rounding, so that its
+        attention can be replaced. The model then computes something else: a little nearer to what it was before it
+        was quantised.
 
     Returns
     -------
@@ -44,7 +50,7 @@ def optimize(program: Program) -> tuple[Program, Report]:
     """
     report = Report(n_ops_before=count_ops(program))
     result = _copy(program)
-    _optimize(result, report, None, None)
+    _optimize(result, report, float_attention)
     report.n_ops_after = count_ops(result)
     return result, report
 
@@ -54,24 +60,29 @@ def count_ops(program: Program) -> int:
     return sum(1 + sum(map(count_ops, bodies(op))) for op in program.ops)
 
 
-def _optimize(program: Program, report: Report, outer: Editor | None, outer_known: Shapes | None) -> None:
+def _optimize(
+    program: Program,
+    report: Report,
+    float_attention: bool,
+    outer: Editor | None = None,
+    outer_known: Shapes | None = None,
+) -> None:
     editor = Editor(program, outer)
     known = _settle(editor, outer_known)
-    for fuse in (
-        lambda: fuse_norms(editor, known),
-        lambda: fuse_activations(editor),
-        lambda: fuse_attention(editor, known, report),
-    ):
-        fuse()
-        editor.finish()
-        known = Shapes(editor, outer_known)
+    normalise(editor, known, report)
+    known = _settle(editor, outer_known)
+    fuse_norms(editor, known)
+    fuse_activations(editor)
+    known = _settle(editor, outer_known)
+    fuse_rotary(editor, known)
+    known = _settle(editor, outer_known)
+    fuse_attention(editor, known, report, float_attention)
     known = _settle(editor, outer_known)
     fuse_linear(editor, known)
-    editor.finish()
     known = _settle(editor, outer_known)
     for op in program.ops:
         for body in bodies(op):
-            _optimize(body, report, editor, known)
+            _optimize(body, report, float_attention, editor, known)
 
 
 def _settle(editor: Editor, outer_known: Shapes | None) -> Shapes:
