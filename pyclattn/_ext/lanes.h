@@ -14,6 +14,7 @@ typedef float vf __attribute__((vector_size(VB)));
 typedef int32_t vi __attribute__((vector_size(VB)));
 typedef uint32_t vu __attribute__((vector_size(VB)));
 typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t i4 __attribute__((vector_size(16)));
 
 INL vf spread(float x) { return x - (vf){0}; }
 INL vi spread_int(int32_t x) { return x - (vi){0}; }
@@ -61,7 +62,6 @@ INL vf exp2_neg(vf x) {
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-typedef int32_t i4 __attribute__((vector_size(16)));
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
 #endif
 

@@ -117,32 +117,75 @@ static void tile_mask_future(float *s, long n, long vectors, const int64_t *posi
     }
 }
 
-/* A very low finite bias stays above the mask, so that a row of nothing but such ones is still a softmax. */
-INL float biased(float s, float bias) {
-    if (bias == -INFINITY) return TILE_MASKED;
-    float x = s + bias * LOG2E;
-    return x < -2e38f ? -2e38f : x;
+#define SELECT4(mask, yes, no) ((v4)(((i4)(mask) & (i4)(yes)) | (~(i4)(mask) & (i4)(no))))
+
+/* rows[r][k] is the bias of query i + r and key k: four queries by four keys at a time. A very low finite bias stays
+ * above the mask, so that a row of nothing but such ones is still a softmax. */
+static void add_four(float *s, long i, long n, const float *const rows[4]) {
+    const v4 lowest = {-2e38f, -2e38f, -2e38f, -2e38f};
+    const v4 masked = {TILE_MASKED, TILE_MASKED, TILE_MASKED, TILE_MASKED};
+    for (long k = 0; k < n; k += 4) {
+        v4 block[4] = {{0}};
+        if (k + 4 <= n)
+            for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(rows[r] + k);
+        else
+            for (int r = 0; r < 4; r++)
+                for (int j = 0; j < 4; j++) block[r][j] = k + j < n ? rows[r][k + j] : 0.f;
+        transpose4(block);
+        for (int r = 0; r < 4 && k + r < n; r++) {
+            v4 x = *(const v4 *)(s + (k + r) * LANES + i), y = x + block[r] * LOG2E;
+            y = SELECT4(y < lowest, lowest, y);
+            *(v4 *)(s + (k + r) * LANES + i) = SELECT4(block[r] == -INFINITY, masked, y);
+        }
+    }
+}
+
+static void add_to_all(float *s, long n, long vectors, const int64_t *positions, int64_t first_key, const float *bias,
+                       long key_stride) {
+    for (long k = 0; k < n; k++) {
+        float b = bias[(positions ? positions[k] : first_key + k) * key_stride];
+        for (long j = 0; j < vectors && b != 0.f; j++) {
+            vf *x = (vf *)s + k * NV + j;
+            *x = b == -INFINITY ? spread(TILE_MASKED) : larger(spread(-2e38f), *x + b * LOG2E);
+        }
+    }
 }
 
 static void tile_add_bias(float *s, long n, long n_queries, long vectors, const int64_t *positions, int64_t first_key,
                           const float *bias, long query_stride, long key_stride) {
-    long rows = query_stride ? n_queries : 1;
-    for (long i = 0; i < rows; i++)
-        for (long k = 0; k < n; k++) {
-            float b = bias[i * query_stride + (positions ? positions[k] : first_key + k) * key_stride];
-            float *row = s + k * LANES;
-            if (query_stride) row[i] = biased(row[i], b);
-            else if (b != 0.f)
-                for (long j = 0; j < vectors * VL; j++) row[j] = biased(row[j], b);
+    if (query_stride == 0) {
+        add_to_all(s, n, vectors, positions, first_key, bias, key_stride);
+        return;
+    }
+    float copies[4][TILE_KEYS];
+    for (long i = 0; i < n_queries; i += 4) {
+        const float *rows[4];
+        for (int r = 0; r < 4; r++) {
+            const float *row = bias + (i + r < n_queries ? i + r : i) * query_stride;
+            rows[r] = row + first_key;
+            if (!positions && key_stride == 1) continue;
+            for (long k = 0; k < n; k++) copies[r][k] = row[(positions ? positions[k] : first_key + k) * key_stride];
+            rows[r] = copies[r];
         }
+        add_four(s, i, n, rows);
+    }
 }
 
 static void tile_allow(float *s, long n, long n_queries, const int64_t *positions, int64_t first_key,
                        const uint8_t *allowed, long query_stride, long key_stride) {
-    for (long i = 0; i < n_queries; i++)
-        for (long k = 0; k < n; k++)
-            if (!allowed[i * query_stride + (positions ? positions[k] : first_key + k) * key_stride])
-                s[k * LANES + i] = TILE_MASKED;
+    float copies[4][TILE_KEYS];
+    const float *const rows[4] = {copies[0], copies[1], copies[2], copies[3]};
+    for (long i = 0; i < n_queries; i += 4) {
+        for (int r = 0; r < 4; r++) {
+            const uint8_t *row = allowed + (i + r < n_queries ? i + r : i) * query_stride;
+            if (!positions && key_stride == 1)
+                for (long k = 0; k < n; k++) copies[r][k] = row[first_key + k] ? 0.f : -INFINITY;
+            else
+                for (long k = 0; k < n; k++)
+                    copies[r][k] = row[(positions ? positions[k] : first_key + k) * key_stride] ? 0.f : -INFINITY;
+        }
+        add_four(s, i, n, rows);
+    }
 }
 
 /* Floats as whole numbers in the same order. */

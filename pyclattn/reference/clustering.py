@@ -20,6 +20,8 @@ def hash_rows(
 
 
 def _nearest_codes(codes: Codes, centroids: Codes) -> Int32:
+    if len(codes) == 0:  # an empty sequence has no clusters either
+        return np.empty(0, np.int32)
     distances = np.bitwise_count(codes[:, None] ^ centroids[None, :])
     return np.argmin(distances, axis=-1).astype(np.int32)  # the first of equals: ties go to the lowest cluster
 
