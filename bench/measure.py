@@ -23,7 +23,7 @@ LEAST_ROUNDS = 3
 # A round in which others took more than this share of the CPUs is left out, whatever it measured; a machine that is
 # hardly ever quiet gets up to PATIENCE times as many rounds, and then all of them count.
 QUIET = 0.08
-PATIENCE = 3
+PATIENCE = 2
 
 
 @dataclass(frozen=True)

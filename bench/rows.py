@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-WIDTHS = (50, 9, 12, 12, 5)
+WIDTHS = (52, 8, 12, 12, 5)
 
 
 @dataclass

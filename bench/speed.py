@@ -74,18 +74,19 @@ def _against(
 def _peer_row(
     group: str, what: str, case: Case, bar: float | None, timings: Timings, rivals: list[str], detail: dict, own: str
 ) -> Row:
-    """``own`` against the fastest of the rivals."""
+    """``own`` vs the fastest of the rivals."""
     rivals = [name for name in rivals if name != "ONNX Runtime graph"]
     if not rivals:
         return Row(group, what, tokens(case.length), None, bar=bar, note="; ".join(detail["absent"]), detail=detail)
     best = timings.fastest(rivals)
     ratio = timings.ratio(best, own)
     note = f"{best} {timings.median(best):.4g} s, ours {timings.median(own):.4g} s, {ratio.low:.2f} to {ratio.high:.2f}"
+    note += "" if timings.is_quiet else ", noisy"
     return Row(group, what, tokens(case.length), ratio.median, bar=bar, note=note, detail=detail)
 
 
 def against_peers(settings: Settings) -> Iterator[Row]:
-    """Exact and improved clustered attention against the fastest exact peer, measured in the same rounds."""
+    """Exact and improved clustered attention vs the fastest exact peer, measured in the same rounds."""
     bars = {1024: 1.05}
     improved_bars = {4096: 8, 16384: 30, 32768: 60}
     lengths = sorted({case.length for case in (*cases.EXACT, *cases.IMPROVED)})
@@ -94,9 +95,9 @@ def against_peers(settings: Settings) -> Iterator[Row]:
             functions = ("exact", "improved") if length in improved_bars else ("exact",)
             timings, rivals, detail = _against(case, case.inputs(), settings, functions, tuple(peers.PEERS))
             bar = bars.get(length, 1.12) if length <= 16384 else None
-            yield _peer_row("exact", "exact / fastest peer", case, bar, timings, rivals, detail, "exact")
+            yield _peer_row("exact", "exact vs the fastest peer", case, bar, timings, rivals, detail, "exact")
             if length in improved_bars:
-                bar, what = improved_bars[length], "improved clustered / fastest exact peer"
+                bar, what = improved_bars[length], "improved clustered vs the fastest exact peer"
                 yield _peer_row("improved", what, case, bar, timings, rivals, detail, "improved")
 
 
@@ -104,7 +105,7 @@ def head_dims(settings: Settings) -> Iterator[Row]:
     """Widths of a head other than 64."""
     for case in settings.wanted(cases.HEAD_DIMS):
         timings, rivals, detail = _against(case, case.inputs(), settings, ("exact",))
-        what = f"exact, head_dim {case.head_dim} / fastest peer"
+        what = f"exact, head_dim {case.head_dim} vs the fastest peer"
         yield _peer_row("head_dim", what, case, 1.0, timings, rivals, detail, "exact")
 
 
@@ -112,7 +113,7 @@ def padding(settings: Settings) -> Iterator[Row]:
     """A quarter of the keys is padding; the peers get the same mask."""
     for case in settings.wanted(cases.PADDED):
         timings, rivals, detail = _against(case, case.inputs(), settings, ("exact",))
-        what = f"exact, 25 % padding ({case.padding}) / fastest peer"
+        what = f"exact, 25 % padding {case.padding}, vs the fastest peer"
         yield _peer_row("padding", what, case, 1.3, timings, rivals, detail, "exact")
 
 
@@ -127,13 +128,12 @@ def causal(settings: Settings) -> Iterator[Row]:
         detail = {"seconds": timings.summary(), "difference": check_same(others, own.output()), "absent": absent}
         ratio = timings.ratio("causal", "full")
         note = f"causal {timings.median('causal'):.4g} s, full {timings.median('full'):.4g} s"
-        yield Row("causal", "causal exact / own full", tokens(case.length), ratio.median, sense="<=", bar=0.55,
-                  note=note, detail=detail)  # fmt: skip
+        what = "causal exact: share of own full's time"
+        yield Row("causal", what, tokens(case.length), ratio.median, "x", "<=", 0.55, note, detail)
         if others:
             best = timings.fastest([s.name for s in others])
-            ratio = timings.ratio(best, "causal")
-            yield Row("causal", "causal exact / fastest peer, causal", tokens(case.length), ratio.median,
-                      note=f"{best} {timings.median(best):.4g} s")  # fmt: skip
+            ratio, what = timings.ratio(best, "causal"), "causal exact vs the fastest peer, causal"
+            yield Row("causal", what, tokens(case.length), ratio.median, note=f"{best} {timings.median(best):.4g} s")
 
 
 def peak_share(settings: Settings) -> Iterator[Row]:
@@ -172,7 +172,8 @@ def threads(settings: Settings) -> Iterator[Row]:
         for function in ("exact", "improved"):
             subjects = {str(n): ours(function, case, x, n).run for n in (1, 2)}
             timings = interleave(subjects, min(settings.rounds, 5))
-            ratio = timings.ratio("1", "2")
+            ratio, detail = timings.ratio("1", "2"), {"seconds": timings.summary()}
             note = f"{timings.median('1'):.4g} s and {timings.median('2'):.4g} s, {ratio.low:.2f} to {ratio.high:.2f}"
-            yield Row("threads", f"{function}: 2 threads / 1", tokens(case.length), ratio.median, bar=1.8, note=note,
-                      detail={"seconds": timings.summary()})  # fmt: skip
+            note += "" if timings.is_quiet else ", noisy"
+            what = f"{function}: 2 threads against 1"
+            yield Row("threads", what, tokens(case.length), ratio.median, bar=1.8, note=note, detail=detail)
