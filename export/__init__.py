@@ -4,6 +4,7 @@ Five verbs, one module each: load and map (`from_onnx`), validate, save, verify.
 tests and benchmarks that imports onnx or torch; `pyclattn.load("x.onnx")` reaches it through an entry point.
 """
 
+from pyclattn_export.convert import Conversion, convert
 from pyclattn_export.from_onnx import from_onnx, read_program
 
-__all__ = ["from_onnx", "read_program"]
+__all__ = ["Conversion", "convert", "from_onnx", "read_program"]

@@ -16,9 +16,11 @@ import onnx
 from onnx import AttributeProto
 
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.graph.passes import optimize
 from pyclattn.graph.program import Op, Program, Value
 from pyclattn_export import opsets
 from pyclattn_export.tensors import dtype_name, parse, to_array
+from pyclattn_export.validate import validate
 
 # IR 4 (2019) is the first whose weights need not be inputs; 6 came with opset 11.
 OLDEST_IR = 4
@@ -87,7 +89,7 @@ class Mapper:
 
 
 def read_program(path: str | os.PathLike) -> Program:
-    """The program of an ONNX file: what ``pyclattn.load("x.onnx")`` calls.
+    """The program of an ONNX file, optimised and ready to run: what ``pyclattn.load("x.onnx")`` calls.
 
     Parameters
     ----------
@@ -96,14 +98,15 @@ def read_program(path: str | os.PathLike) -> Program:
     Returns
     -------
     Program
-        As in the file; `pyclattn.graph.passes.optimize` makes it fast.
 
     Raises
     ------
     ModelFormatError
         If the file is missing, truncated, altered, hostile, or of an opset outside 11 to 24.
     """
-    return from_onnx(path)
+    program, _ = optimize(from_onnx(path))
+    validate(program, str(path))
+    return program
 
 
 def from_onnx(

@@ -249,6 +249,41 @@ def _transpose(editor: Editor, known: Shapes, op: Op) -> None:
         op.attributes = {"perm": [before.attributes["perm"][i] for i in perm]}
 
 
+def _gather(editor: Editor, known: Shapes, op: Op) -> None:
+    """One entry of a transposed array is a transposed entry: query, key and value of one product become views."""
+    index, turn = editor.constant(op.inputs[1]), editor.producer(op.inputs[0], "Transpose")
+    perm = turn.attributes.get("perm") if turn else None
+    if index is None or index.ndim or not perm:
+        return
+    axis = perm[op.attributes.get("axis", 0) % len(perm)]
+    rest = [n - (n > axis) for n in perm if n != axis]
+    if rest == sorted(rest):
+        editor.set_inputs(op, (turn.inputs[0], op.inputs[1]))
+        op.attributes = {"axis": axis}
+        return
+    editor.remove(op)
+    entry = editor.emit("Gather", (turn.inputs[0], op.inputs[1]), f"{op.outputs[0]}_entry", {"axis": axis}, op.name)
+    editor.emit("Transpose", (entry,), op.outputs, {"perm": rest}, turn.name)
+
+
+def _squeeze(editor: Editor, known: Shapes, op: Op) -> None:
+    """One part of a Split into single entries, its axis taken off, is that entry."""
+    if _same_shape(known, op.inputs[0], op.outputs[0]):
+        pass_through(editor, op)
+        return
+    split, axes = editor.producer(op.inputs[0], "Split"), known.axes(op)
+    shape = known.shape(op.inputs[0])
+    if split is None or axes is None or len(axes) != 1 or shape is None:
+        return
+    axis = split.attributes.get("axis", 0) % len(shape)
+    sizes = [known.shape(name) for name in split.outputs]
+    if axes[0] % len(shape) != axis or any(size is None or size[axis] != 1 for size in sizes):
+        return
+    index = editor.add_constant(np.array(split.outputs.index(op.inputs[0]), np.int64), f"{op.outputs[0]}_index")
+    editor.remove(op)
+    editor.emit("Gather", (split.inputs[0], index), op.outputs, {"axis": axis}, op.name)
+
+
 def _concat(editor: Editor, known: Shapes, op: Op) -> None:
     if len(op.inputs) == 1:
         pass_through(editor, op)
@@ -289,13 +324,14 @@ SIMPLER = {
     "Reshape": _reshape,
     "Expand": _expand,
     "Tile": _if_same_shape,
-    "Squeeze": _if_same_shape,
     "Unsqueeze": _if_same_shape,
     "Flatten": _if_same_shape,
     "Slice": _slice,
     "Transpose": _transpose,
     "Concat": _concat,
     "Where": _where,
+    "Gather": _gather,
+    "Squeeze": _squeeze,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _neutral),
     **dict.fromkeys(("And", "Or"), _and),
 }

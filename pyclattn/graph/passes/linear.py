@@ -1,4 +1,4 @@
-"""Products with constant weights, their bias and activation, as one `pyclattn:Linear`."""
+"""Products with constant weights, their scale, bias and activation, as one `pyclattn:Linear`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,58 @@ def fuse_linear(editor: Editor, known: Shapes) -> None:
             _from_gemm(editor, known, op)
 
 
+def scale_weights(editor: Editor, known: Shapes) -> None:
+    """Multiply a constant scale of each output (a transformer's layer scale) into weight and bias."""
+    for op in list(editor.program.ops):
+        if op.kind != "MatMul" or editor.producers.get(op.outputs[0]) is not op:
+            continue
+        weight = editor.constant(op.inputs[1])
+        if not _is_weight(weight) or len(editor.users(op.inputs[1])) != 1:
+            continue
+        add, bias = _bias_of(editor, known, op, weight)
+        end = add or op
+        user = editor.only_user(end.outputs[0], "Mul")
+        scale = _vector(editor, known, user, end, weight.shape[1]) if user else None
+        if scale is None or (bias and len(editor.users(bias)) != 1):
+            continue
+        name = editor.add_constant(weight * scale, f"{op.inputs[1]}_scaled")
+        editor.remove(*([op, add, user] if add else [op, user]))
+        if add:
+            product = editor.emit("MatMul", (op.inputs[0], name), op.outputs, {}, op.name)
+            scaled = editor.add_constant(editor.constant(bias).reshape(-1) * scale, f"{bias}_scaled")
+            editor.emit("Add", (product, scaled), user.outputs, {}, add.name)
+        else:
+            editor.emit("MatMul", (op.inputs[0], name), user.outputs, {}, op.name)
+
+
 def _is_weight(array: np.ndarray | None) -> bool:
     return array is not None and array.ndim == 2 and array.dtype == np.float32 and array.size > 0
+
+
+def _vector(editor: Editor, known: Shapes, user: Op, end: Op, width: int) -> np.ndarray | None:
+    """The other side of ``user``, if it is a constant along the last axis: (1, 1, n) adds as (n,) does."""
+    other = user.inputs[1] if user.inputs[0] == end.outputs[0] else user.inputs[0]
+    vector = editor.constant(other)
+    if vector is None or vector.dtype != np.float32 or vector.shape[-1:] != (width,) or vector.size != width:
+        return None
+    return vector.reshape(-1) if vector.ndim <= (known.rank(end.outputs[0]) or 0) else None
+
+
+def _bias_of(editor: Editor, known: Shapes, op: Op, weight: np.ndarray) -> tuple[Op | None, str]:
+    user = editor.only_user(op.outputs[0], "Add")
+    if user is None or _vector(editor, known, user, op, weight.shape[1]) is None:
+        return None, ""
+    return user, user.inputs[1] if user.inputs[0] == op.outputs[0] else user.inputs[0]
 
 
 def _from_matmul(editor: Editor, known: Shapes, op: Op) -> None:
     weight = editor.constant(op.inputs[1])
     if not _is_weight(weight) or (known.rank(op.inputs[0]) or 0) < 2:
         return
-    end, bias = op, ""
-    user = editor.only_user(op.outputs[0], "Add")
-    if user is not None:
-        other = user.inputs[1] if user.inputs[0] == op.outputs[0] else user.inputs[0]
-        vector = editor.constant(other)
-        # (1, 1, n) adds as (n,) does, as long as it brings no axes of its own.
-        rank = known.rank(op.outputs[0]) or 0
-        if vector is not None and vector.shape[-1:] == (weight.shape[1],) and vector.size == weight.shape[1]:
-            if vector.ndim <= rank and vector.dtype == np.float32:
-                end, bias = user, other if vector.ndim == 1 else editor.add_constant(vector.reshape(-1), other)
-    _emit(editor, op, end, op.inputs[0], op.inputs[1], bias)
+    add, bias = _bias_of(editor, known, op, weight)
+    if bias and editor.constant(bias).ndim != 1:
+        bias = editor.add_constant(editor.constant(bias).reshape(-1), bias)
+    _emit(editor, [op, add] if add else [op], op.inputs[0], op.inputs[1], bias)
 
 
 def _from_gemm(editor: Editor, known: Shapes, op: Op) -> None:
@@ -54,7 +87,7 @@ def _from_gemm(editor: Editor, known: Shapes, op: Op) -> None:
             return
     if get("transB", 0):
         name = _turned(editor, name, weight)
-    _emit(editor, op, op, op.inputs[0], name, bias)
+    _emit(editor, [op], op.inputs[0], name, bias)
 
 
 def _turned(editor: Editor, name: str, weight: np.ndarray) -> str:
@@ -65,13 +98,11 @@ def _turned(editor: Editor, name: str, weight: np.ndarray) -> str:
     return turned
 
 
-def _emit(editor: Editor, op: Op, end: Op, x: str, weight: str, bias: str) -> None:
+def _emit(editor: Editor, ops: list[Op], x: str, weight: str, bias: str) -> None:
     activation = ""
-    user = editor.only_user(end.outputs[0], *ACTIVATIONS, "pyclattn:Gelu")
+    user = editor.only_user(ops[-1].outputs[0], *ACTIVATIONS, "pyclattn:Gelu")
     if user is not None and not (user.kind == "Swish" and user.attributes.get("alpha", 1.0) != 1.0):
         activation = ACTIVATIONS.get(user.kind) or GELUS[user.attributes["approximate"]]
-        editor.remove(op, end, user) if end is not op else editor.remove(op, user)
-        end = user
-    else:
-        editor.remove(op, end) if end is not op else editor.remove(op)
-    editor.emit("pyclattn:Linear", (x, weight, bias), end.outputs, {"activation": activation}, op.name)
+        ops = [*ops, user]
+    editor.remove(*ops)
+    editor.emit("pyclattn:Linear", (x, weight, bias), ops[-1].outputs, {"activation": activation}, ops[0].name)

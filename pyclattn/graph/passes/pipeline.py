@@ -6,7 +6,7 @@ from pyclattn.graph.passes.activations import fuse_activations
 from pyclattn.graph.passes.attention import fuse_attention
 from pyclattn.graph.passes.edit import Editor, bodies
 from pyclattn.graph.passes.fold import fold, share
-from pyclattn.graph.passes.linear import fuse_linear
+from pyclattn.graph.passes.linear import fuse_linear, scale_weights
 from pyclattn.graph.passes.normalise import normalise
 from pyclattn.graph.passes.norms import fuse_norms
 from pyclattn.graph.passes.report import Report
@@ -77,6 +77,8 @@ def _optimize(
     fuse_rotary(editor, known)
     known = _settle(editor, outer_known)
     fuse_attention(editor, known, report, float_attention)
+    known = _settle(editor, outer_known)
+    scale_weights(editor, known)
     known = _settle(editor, outer_known)
     fuse_linear(editor, known)
     known = _settle(editor, outer_known)

@@ -1,0 +1,142 @@
+"""The five verbs in order: load, map, validate, save, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pyclattn.errors import ArgumentError, PyclattnError
+from pyclattn.graph.passes import Report, optimize
+from pyclattn.graph.program import Program
+from pyclattn.graph.serial import save_program
+from pyclattn_export.from_onnx import from_onnx
+from pyclattn_export.validate import validate
+from pyclattn_export.verify import Comparison, compare
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did.
+
+    Attributes
+    ----------
+    report : Report
+        Attentions found, and Softmax operators kept with the reason.
+    comparison : Comparison or None
+        With ONNX Runtime, where that was asked for.
+    """
+
+    report: Report
+    comparison: Comparison | None = None
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    dynamic: Mapping[str, Iterable[int]] | None = None,
+    float_attention: bool = False,
+    verify: bool = False,
+    attention: str | Mapping = "exact",
+    inputs: Mapping | None = None,
+    sizes: Mapping[str, int] | None = None,
+    golden: str | os.PathLike | None = None,
+    n_threads: int | None = None,
+    progress: bool | None = None,
+) -> Conversion:
+    """Convert an ONNX file to one safetensors file.
+
+    Parameters
+    ----------
+    source, target : path-like
+        The target is written whole or not at all.
+    dynamic : mapping of input name to axes, optional
+        Axes of fixed size to be left open.
+    float_attention : bool
+        See `pyclattn.graph.passes.optimize`.
+    verify : bool
+        Run ONNX Runtime and the written file on the same input and compare.
+    attention : str or mapping
+        The attention to verify with.
+    inputs : mapping of str to array, optional
+        What to verify on; by default random input that fits.
+    sizes : mapping of str to int, optional
+        Lengths of open axes in that random input.
+    golden : path-like, optional
+        Where to write inputs and ONNX Runtime's outputs as .npz.
+    n_threads : int, optional
+        For verification.
+    progress : bool, optional
+        A progress bar; by default where there is a terminal.
+
+    Returns
+    -------
+    Conversion
+
+    Raises
+    ------
+    ModelFormatError, UnsupportedOpError
+        Naming file and node.
+    """
+    source, target = Path(source), Path(target)
+    _check_paths(source, target)
+    verbs = ["load and map", "optimise", "validate", "save"] + (["verify"] if verify or golden else [])
+    with tqdm(total=len(verbs), disable=None if progress is None else not progress, bar_format=BAR) as bar:
+        done = _steps(bar, verbs)
+        done()
+        program = from_onnx(source, dynamic=dynamic)
+        done()
+        program, report = optimise(program, source, float_attention)
+        done()
+        validate(program, str(source))
+        done()
+        save_program(target, program)
+        if not (verify or golden):
+            done()
+            return Conversion(report)
+        done()
+        comparison = compare(
+            source, target, dynamic=dynamic, attention=attention, inputs=inputs, sizes=sizes, golden=golden,
+            n_threads=n_threads,
+        )  # fmt: skip
+        done()
+    return Conversion(report, comparison)
+
+
+BAR = "{desc:<14}{bar:30} {n_fmt}/{total_fmt} {elapsed}"
+
+
+def _steps(bar: tqdm, verbs: list[str]):
+    """A call that ends one verb and names the next."""
+    rest = iter(verbs)
+    started = False
+
+    def done() -> None:
+        nonlocal started
+        if started:
+            bar.update()
+        started = True
+        bar.set_description_str(next(rest, "done"))
+
+    return done
+
+
+def _check_paths(source: Path, target: Path) -> None:
+    if not target.parent.is_dir():
+        raise ArgumentError(f"the target's directory {str(target.parent)!r} does not exist")
+    if target.suffix.lower() != ".safetensors":
+        raise ArgumentError(f"the target must end in .safetensors, got {target.name!r}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ArgumentError(f"source and target are the same file, {str(source)!r}")
+
+
+def optimise(program: Program, source: Path, float_attention: bool) -> tuple[Program, Report]:
+    """`pyclattn.graph.passes.optimize`, with the file in what it may raise."""
+    try:
+        return optimize(program, float_attention=float_attention)
+    except PyclattnError as error:
+        raise type(error)(f"{source}: {error}") from error

@@ -1,0 +1,239 @@
+"""Verify: ONNX Runtime and pyclattn on the same input, the largest difference of every output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pyclattn.errors import ArgumentError, ModelFormatError
+from pyclattn.graph.passes.report import table
+from pyclattn.graph.program import Program, walk
+from pyclattn.model import load
+from pyclattn.weights.safetensors import write_atomically
+from pyclattn_export.tensors import parse
+
+# Of an output's range. Rounding to 8 bits turns a difference in the last digit into a whole step now and then.
+TOLERANCE, TOLERANCE_INT8 = 1e-4, 1e-2
+# Long enough for several tiles and an odd rest, short enough to be quick.
+LENGTH, BATCH = 37, 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One output, compared."""
+
+    output: str
+    shape: tuple[int, ...]
+    largest: float
+    relative: float  # to the output's range
+    same_argmax: float  # share of rows whose largest element is at the same place
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """pyclattn beside ONNX Runtime; ``str(comparison)`` is a table."""
+
+    differences: list[Difference]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return all(difference.relative <= self.tolerance for difference in self.differences)
+
+    def __str__(self) -> str:
+        rows: list[tuple] = [("output", "shape", "largest difference", "of its range", "same argmax")]
+        for d in self.differences:
+            shape = " x ".join(map(str, d.shape)) or "scalar"
+            rows.append((d.output, shape, f"{d.largest:.2e}", f"{d.relative:.2e}", f"{d.same_argmax:.2%}"))
+        verdict = "within" if self.passed else "NOT within"
+        return f"{table(rows, right=(2, 3, 4))}\n{verdict} {self.tolerance:g} of the range"
+
+
+def compare(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    dynamic: Mapping[str, Iterable[int]] | None = None,
+    attention: str | Mapping = "exact",
+    inputs: Mapping | None = None,
+    sizes: Mapping[str, int] | None = None,
+    golden: str | os.PathLike | None = None,
+    n_threads: int | None = None,
+) -> Comparison:
+    """Run an ONNX file in ONNX Runtime and its conversion in pyclattn.
+
+    Parameters
+    ----------
+    source, target : path-like
+        The ONNX file and the converted one.
+    dynamic, attention, inputs, sizes, golden, n_threads
+        As of `pyclattn_export.convert`.
+
+    Returns
+    -------
+    Comparison
+    """
+    model = load(target, attention=attention, n_threads=n_threads)
+    program = model.program
+    feeds = dict(inputs) if inputs is not None else random_inputs(program, source, sizes or {})
+    wanted = run_onnxruntime(source, feeds, dynamic)
+    found = model(**feeds)
+    if golden is not None:
+        arrays = {f"input.{name}": array for name, array in feeds.items()}
+        arrays |= {f"output.{name}": array for name, array in wanted.items()}
+        write_atomically(golden, lambda file: np.savez(file, **arrays))
+    differences = [difference(name, wanted[name], found[name], _padding(feeds)) for name in wanted]
+    return Comparison(differences, TOLERANCE_INT8 if is_quantised(program) else TOLERANCE)
+
+
+def is_quantised(program: Program) -> bool:
+    """Whether a program rounds activations to 8 bits.
+
+    Examples
+    --------
+    >>> is_quantised(Program([], [], []))
+    False
+    """
+    kinds = {op.kind.partition(":")[2] or op.kind for op in walk(program)}
+    return any(kind == "QuantizeLinear" or kind.startswith(("DynamicQuantize", "QLinear")) for kind in kinds)
+
+
+def difference(name: str, wanted: np.ndarray, found: np.ndarray, padding: np.ndarray | None = None) -> Difference:
+    """Compare one output; rows at padding, where an output has a row for each position, are left out.
+
+    Examples
+    --------
+    >>> difference("y", np.array([0.0, 2.0]), np.array([0.0, 2.1])).relative.round(3)
+    0.05
+    """
+    if wanted.shape != found.shape:
+        raise ModelFormatError(f"output {name!r} has shape {found.shape}, ONNX Runtime's has {wanted.shape}")
+    shape = wanted.shape
+    if padding is not None and shape[: padding.ndim] == padding.shape:
+        wanted, found = wanted[~padding], found[~padding]
+    if wanted.size == 0:
+        return Difference(name, shape, 0.0, 0.0, 1.0)
+    a, b = wanted.astype(np.float64), found.astype(np.float64)
+    # Infinities and NaN must be the same ones; only the rest has a distance.
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return Difference(name, shape, float("inf"), float("inf"), 0.0)
+    largest = float(np.abs(a - b)[finite].max(initial=0))
+    spread = float(np.ptp(a[finite])) if finite.any() else 0.0
+    relative = largest / spread if spread else (0.0 if largest == 0 else float("inf"))
+    same = float((a.argmax(-1) == b.argmax(-1)).mean()) if a.ndim else 1.0
+    return Difference(name, shape, largest, relative, same)
+
+
+def _padding(feeds: Mapping) -> np.ndarray | None:
+    mask = feeds.get("attention_mask")
+    return None if mask is None or np.ndim(mask) != 2 else np.asarray(mask) == 0
+
+
+def run_onnxruntime(
+    source: str | os.PathLike, feeds: Mapping, dynamic: Mapping[str, Iterable[int]] | None = None, n_threads: int = 0
+) -> dict[str, np.ndarray]:
+    """ONNX Runtime's outputs by name; ``dynamic`` axes are opened in a copy in memory.
+
+    Raises
+    ------
+    ModelFormatError
+        If onnxruntime is not installed or cannot run the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelFormatError("verification needs onnxruntime: pip install pyclattn[verify]") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = n_threads
+    path = Path(source)
+    try:
+        session = onnxruntime.InferenceSession(opened(path, dynamic), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        wanted = {entry.name for entry in session.get_inputs()}
+        outputs = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+        return dict(zip(names, outputs))
+    except Exception as error:  # onnxruntime raises pybind classes without a public base
+        if type(error).__module__.startswith("onnxruntime") or isinstance(error, (RuntimeError, ValueError)):
+            raise ModelFormatError(f"{path}: ONNX Runtime does not run it: {error}") from error
+        raise
+
+
+def opened(path: Path, dynamic: Mapping[str, Iterable[int]] | None) -> str | bytes:
+    """The model with open axes, as ONNX Runtime takes it; the path where nothing is opened."""
+    if not dynamic:
+        return str(path)
+    model = parse(path)
+    if any(tensor.data_location for tensor in model.graph.initializer):
+        raise ArgumentError("verification with dynamic axes needs a model without external data")
+    for entry in model.graph.input:
+        for axis in dynamic.get(entry.name, ()):
+            entry.type.tensor_type.shape.dim[axis].dim_param = f"{entry.name}_{axis}"
+    for entry in model.graph.output:
+        for axis, dim in enumerate(entry.type.tensor_type.shape.dim):
+            dim.dim_param = f"{entry.name}_{axis}"
+    del model.graph.value_info[:]  # shapes in there are of the fixed size
+    return model.SerializeToString()
+
+
+def random_inputs(program: Program, source: str | os.PathLike, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Input that fits: noise for numbers, indices within the tables they look up, a mask with some padding.
+
+    Parameters
+    ----------
+    program : Program
+    source : path-like
+        The ONNX file: axes that were opened get the size they had there.
+    sizes : mapping of str to int
+        Lengths of open axes by name; by default 2 for a first axis, 37 for others.
+    """
+    rng = np.random.default_rng(0)
+    limits = _limits(program)
+    original = {entry.name: entry for entry in parse(Path(source)).graph.input}
+    feeds = {}
+    for value in program.inputs:
+        dims = original[value.name].type.tensor_type.shape.dim if value.name in original else ()
+        shape = []
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, str):
+                was = dims[axis].dim_value if axis < len(dims) else 0
+                size = sizes.get(size) or was or (BATCH if axis == 0 else LENGTH)
+            shape.append(size)
+        feeds[value.name] = _random(rng, value.name, value.dtype, tuple(shape), limits.get(value.name, 2))
+    return feeds
+
+
+def _random(rng: np.random.Generator, name: str, dtype: str, shape: tuple[int, ...], limit: int) -> np.ndarray:
+    if "mask" in name and len(shape) == 2:
+        mask = np.ones(shape, dtype)
+        mask[-1, max(1, 3 * shape[1] // 4) :] = 0
+        return mask
+    kind = np.dtype(dtype).kind
+    if kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if kind == "b":
+        return np.ones(shape, dtype)
+    return rng.integers(0, limit, shape).astype(dtype)
+
+
+def _limits(program: Program) -> dict[str, int]:
+    """For each input that looks up rows of a table, how many rows the smallest of them has."""
+    limits: dict[str, int] = {}
+    rows = {name: array.shape[0] for name, array in program.constants.items() if array.ndim}
+    sources = {value.name: value.name for value in program.inputs}
+    for op in program.ops:
+        if op.kind in ("Cast", "Identity", "Reshape") and op.inputs[0] in sources:
+            sources[op.outputs[0]] = sources[op.inputs[0]]
+        if op.kind == "Mul" and op.outputs and set(op.inputs) & set(rows) and op.inputs[0] in rows:
+            rows[op.outputs[0]] = rows[op.inputs[0]]
+        if op.kind in ("Cast", "DequantizeLinear") and op.inputs[0] in rows:
+            rows[op.outputs[0]] = rows[op.inputs[0]]
+        if op.kind == "Gather" and op.inputs[1] in sources and op.inputs[0] in rows:
+            name = sources[op.inputs[1]]
+            limits[name] = min(rows[op.inputs[0]], limits.get(name, 1 << 31))
+    return limits
