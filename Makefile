@@ -25,7 +25,7 @@ test: $(VENV)/built
 lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/cython-lint pyclattn/_ext
+	PATH="$(BIN):$$PATH" $(BIN)/cython-lint pyclattn/_ext
 	$(BIN)/mypy
 
 bench: $(VENV)/built

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 EXT = Path("pyclattn/_ext")
 LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
@@ -12,9 +12,7 @@ HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
 
 extensions = [
-    Extension(
-        f"pyclattn._ext.{name}", [str(EXT / f"{name}.pyx"), *sources], depends=HEADERS, extra_compile_args=FLAGS
-    )
+    Extension(f"pyclattn._ext.{name}", [str(EXT / f"{name}.pyx"), *sources], depends=HEADERS, extra_compile_args=FLAGS)
     for name, sources in {"isa": LANES, "attention": [], "clustering": []}.items()
 ]
 
@@ -27,12 +25,16 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
+# export/ is installed as pyclattn_export
+packages = [
+    *find_packages(include=["pyclattn", "pyclattn.*"]),
+    "pyclattn_export",
+    *(f"pyclattn_export.{name}" for name in find_packages("export")),
+]
+
 setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES),
     package_dir={"pyclattn": "pyclattn", "pyclattn_export": "export"},
-    packages=[
-        *("pyclattn" + str(path.parent)[len("pyclattn"):].replace("/", ".") for path in Path("pyclattn").rglob("__init__.py")),
-        *("pyclattn_export" + str(path.parent)[len("export"):].replace("/", ".") for path in Path("export").rglob("__init__.py")),
-    ],
+    packages=packages,
     package_data={"pyclattn": ["_ext/*.h", "py.typed"]},
 )

@@ -1,6 +1,6 @@
 """Attention kernels over panels of queries (tile.h): exact, at the centroids, and of members to their selected keys.
 
-Each `def` owns the buffers of one thread and draws tasks; the `cdef` functions below do one panel and one block of keys.
+Each `def` owns the buffers of one thread and draws tasks; the `cdef` functions do one panel and one block of keys.
 """
 
 from libc.math cimport INFINITY
@@ -17,7 +17,7 @@ cdef struct Panel:
     float *queries  # [D][lanes]
     float *o        # [E][lanes]
     float *m        # [lanes] running maximum, logits in base 2
-    float *l        # [lanes] running sum
+    float *mass     # [lanes] running sum
 
 
 cdef struct Work:
@@ -79,7 +79,7 @@ cdef Panel panel_at(Work *w, long number) noexcept nogil:
     p.queries = w.panels + number * w.panel_size
     p.o = p.queries + w.depth * w.lanes
     p.m = p.o + w.width * w.lanes
-    p.l = p.m + w.lanes
+    p.mass = p.m + w.lanes
     return p
 
 
@@ -88,7 +88,7 @@ cdef void panel_begin(Work *w, Panel p, const float *rows, long stride, const in
     cdef long i
     w.isa.load(rows, stride, index, n, w.depth, factor, p.queries)
     memset(p.o, 0, w.width * w.lanes * sizeof(float))
-    memset(p.l, 0, w.lanes * sizeof(float))
+    memset(p.mass, 0, w.lanes * sizeof(float))
     for i in range(w.lanes):
         p.m[i] = TILE_MASKED
 
@@ -111,16 +111,17 @@ cdef void panel_step(Work *w, Panel p, long n_queries, Block b, Mask *mask, cons
     if best != NULL:
         w.isa.pick(w.s, w.peaks, b.n, vectors, b.index, b.first_row, <tile_best *> best)
     if mask == NULL:
-        w.isa.soften(w.s, b.n, w.peaks, vectors, p.m, p.l, w.alpha)
+        w.isa.soften(w.s, b.n, w.peaks, vectors, p.m, p.mass, w.alpha)
         w.isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, p.o)
         return
     if mask.bias != NULL:
-        w.isa.add_bias(w.s, b.n, n_queries, vectors, b.index, b.first_row, mask.bias, mask.query_stride, mask.key_stride)
+        w.isa.add_bias(w.s, b.n, n_queries, vectors, b.index, b.first_row, mask.bias, mask.query_stride,
+                       mask.key_stride)
     if mask.allowed != NULL:
         w.isa.allow(w.s, b.n, n_queries, b.index, b.first_row, mask.allowed, mask.query_stride, mask.key_stride)
     if mask.is_causal:
         w.isa.mask_future(w.s, b.n, vectors, b.index, b.first_row, mask.lane_positions, mask.origin)
-    w.isa.soften_masked(w.s, b.n, vectors, p.m, p.l, w.alpha)
+    w.isa.soften_masked(w.s, b.n, vectors, p.m, p.mass, w.alpha)
     if all_finite(b.values, b.value_stride, b.n, w.width):
         w.isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, p.o)
     else:
@@ -243,7 +244,7 @@ def attend(
             for i in range(n_panels):
                 p = panel_at(&w, i)
                 if width > 0:
-                    w.isa.store(p.o, p.l, min(w.lanes, n_queries - i * w.lanes), width, 1.0, NULL,
+                    w.isa.store(p.o, p.mass, min(w.lanes, n_queries - i * w.lanes), width, 1.0, NULL,
                                 &out[batch, head, start + first + i * w.lanes, 0], o_stride, NULL)
         free(w.memory)
 
@@ -343,11 +344,11 @@ def attend_centroids(
                 n = min(w.lanes, n_clusters - i * w.lanes)
                 c = first + i * w.lanes
                 memcpy(&peaks[part, head, c], p.m, n * sizeof(float))
-                memcpy(&masses[part, head, c], p.l, n * sizeof(float))
+                memcpy(&masses[part, head, c], p.mass, n * sizeof(float))
                 for lane in range(n):
-                    p.l[lane] = 1  # stored undivided
+                    p.mass[lane] = 1  # stored undivided
                 if width > 0:
-                    w.isa.store(p.o, p.l, n, width, 1.0, NULL, &values[part, head, c, 0], width, NULL)
+                    w.isa.store(p.o, p.mass, n, width, 1.0, NULL, &values[part, head, c, 0], width, NULL)
                 best_at(&best, lists + i * list_size, w.lanes, topk)
                 for lane in range(n if topk > 0 else 0):
                     w.isa.cut(&best, lane)
@@ -430,7 +431,7 @@ def attend_members(
                         b.index = &selected[head, c, at]
                         panel_step(&w, p, n, b, &mask if is_causal else NULL, NULL)
                         at += b.n
-                    w.isa.store(p.o, p.l, n, width, 1.0 if is_causal else weight, NULL if is_causal else base,
+                    w.isa.store(p.o, p.mass, n, width, 1.0 if is_causal else weight, NULL if is_causal else base,
                                 &out[batch, head, 0, 0], o_stride, &order[head, members])
                     members += n
         free(w.memory)

@@ -9,7 +9,7 @@ import numpy as np
 from pyclattn._dispatch import launch
 from pyclattn.arrays import Codes, Float32, Int32, Int64
 from pyclattn.errors import ArgumentError
-from pyclattn.functional._ragged import Spans, per_block, per_chunk, per_head
+from pyclattn.functional._ragged import Spans, Tokens, per_block, per_chunk, per_head
 
 # Tokens of one clustering task: 4096 codes are 32 kB, so they stay in the first cache over all centroids.
 CHUNK = 4096
@@ -65,7 +65,7 @@ class Grouping:
     member_offsets: Int64  # (H, n_clusters in all + 1)
 
 
-def group(rows: Float32, tokens: Spans, recipe: Recipe, n_threads: int) -> Grouping:
+def group(rows: Float32, tokens: Tokens, recipe: Recipe, n_threads: int) -> Grouping:
     """Cluster the tokens (with index) of every sequence and head of ``rows`` (batch, heads, length, D)."""
     n_heads, n_tokens = rows.shape[1], len(tokens.index)
     starts = recipe.start_positions(tokens.lengths)
@@ -84,7 +84,7 @@ def group(rows: Float32, tokens: Spans, recipe: Recipe, n_threads: int) -> Group
     return grouping
 
 
-def hash_codes(rows: Float32, tokens: Spans, planes: Float32, n_threads: int) -> Codes:
+def hash_codes(rows: Float32, tokens: Tokens, planes: Float32, n_threads: int) -> Codes:
     """Sign codes (H, T)."""
     codes = np.empty((rows.shape[1], len(tokens.index)), np.uint64)
     tasks = token_tasks(tokens, rows.shape[1])
@@ -92,14 +92,14 @@ def hash_codes(rows: Float32, tokens: Spans, planes: Float32, n_threads: int) ->
     return codes
 
 
-def token_tasks(tokens: Spans, n_heads: int) -> Int64:
+def token_tasks(tokens: Tokens, n_heads: int) -> Int64:
     """Tasks [sequence, head, first token] of CHUNK tokens."""
     tasks = per_chunk(tokens.lengths, n_heads, CHUNK)
     tasks[:, 2] += tokens.spans[tasks[:, 0], 1]
     return tasks
 
 
-def means(rows: Float32, tokens: Spans, grouping: Grouping, centroids: Float32, n_threads: int) -> None:
+def means(rows: Float32, tokens: Tokens, grouping: Grouping, centroids: Float32, n_threads: int) -> None:
     """Write the mean row of each cluster into ``centroids`` (H, n_clusters in all, D); an empty one keeps its own."""
     tasks = per_block(len(grouping.sequences), rows.shape[1], CLUSTER_CHUNK)
     batches = tokens.spans[grouping.sequences, 0]
@@ -109,7 +109,7 @@ def means(rows: Float32, tokens: Spans, grouping: Grouping, centroids: Float32, 
     )  # fmt: skip
 
 
-def _sort(tokens: Spans, grouping: Grouping, n_threads: int) -> None:
+def _sort(tokens: Tokens, grouping: Grouping, n_threads: int) -> None:
     tasks = per_head(len(tokens.spans), len(grouping.labels))
     launch(
         "clustering.sort_by_label", n_threads, grouping.labels, tokens.spans, tokens.index, grouping.cluster_offsets,
@@ -117,7 +117,7 @@ def _sort(tokens: Spans, grouping: Grouping, n_threads: int) -> None:
     )  # fmt: skip
 
 
-def _lsh(rows: Float32, tokens: Spans, grouping: Grouping, opening: Int64, recipe: Recipe, n_threads: int) -> None:
+def _lsh(rows: Float32, tokens: Tokens, grouping: Grouping, opening: Int64, recipe: Recipe, n_threads: int) -> None:
     """Lloyd's k-means on sign codes (Vyas et al. 2020, section 3.2.2)."""
     codes = hash_codes(rows, tokens, recipe.drawn_planes(rows.shape[3]), n_threads)
     centroids = np.ascontiguousarray(codes[:, opening])
@@ -143,7 +143,7 @@ def _lsh(rows: Float32, tokens: Spans, grouping: Grouping, opening: Int64, recip
     launch("clustering.hamming_assign", n_threads, *assign)
 
 
-def _kmeans(rows: Float32, tokens: Spans, grouping: Grouping, opening: Int64, recipe: Recipe, n_threads: int) -> None:
+def _kmeans(rows: Float32, tokens: Tokens, grouping: Grouping, opening: Int64, recipe: Recipe, n_threads: int) -> None:
     """Lloyd's k-means on the rows themselves; leaves the tokens sorted."""
     batches = tokens.spans[grouping.sequences, 0]
     centroids = np.ascontiguousarray(rows[batches, :, tokens.index[opening]].swapaxes(0, 1))

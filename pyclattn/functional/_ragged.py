@@ -22,17 +22,24 @@ class Spans:
     def lengths(self) -> Int64:
         return self.spans[:, 2] - self.spans[:, 1]
 
-    def indexed(self) -> Spans:
+    def indexed(self) -> Tokens:
         """The same rows with an index, tokens numbered through all sequences."""
         if self.index is not None:
-            return self
+            return Tokens(self.spans, self.index)
         lengths = self.lengths
         stops = np.cumsum(lengths)
         starts = stops - lengths
         index = np.arange(int(lengths.sum()), dtype=np.int64)
         if (starts != self.spans[:, 1]).any():
             index += np.repeat(self.spans[:, 1] - starts, lengths)
-        return Spans(np.stack([self.spans[:, 0], starts, stops], axis=1), index)
+        return Tokens(np.stack([self.spans[:, 0], starts, stops], axis=1), index)
+
+
+@dataclass(frozen=True)
+class Tokens(Spans):
+    """Spans whose tokens are numbered through all sequences: token t is row ``index[t]``."""
+
+    index: Int64
 
 
 def padded(batch: int, length: int, padding_mask: Bool | None) -> Spans:

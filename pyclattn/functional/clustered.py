@@ -197,7 +197,7 @@ def _attend(
 
 
 def _round(
-    q: Float32, k: Float32, v: Float32, tokens: _ragged.Spans, keys: _ragged.Spans, shifts: Int64, asked: Recipe,
+    q: Float32, k: Float32, v: Float32, tokens: _ragged.Tokens, keys: _ragged.Spans, shifts: Int64, asked: Recipe,
     topk: int, is_causal: bool, factor: float, out: Float32, n_threads: int,
 ) -> None:  # fmt: skip
     """Cluster, attend at the centroids, hand the result to the members."""

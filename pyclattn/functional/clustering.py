@@ -64,7 +64,7 @@ def _queries(name: str, given: Given, offsets: Given, padding: tuple[str, Given]
     return x, _ragged.padded(x.shape[0], x.shape[2], mask)
 
 
-def _unpacked(values: np.ndarray, tokens: _ragged.Spans, shape: tuple[int, ...], fill: int) -> np.ndarray:
+def _unpacked(values: np.ndarray, tokens: _ragged.Tokens, shape: tuple[int, ...], fill: int) -> np.ndarray:
     """Per-token values (H, T) laid out as (B, H, L)."""
     out = np.full(shape, fill, values.dtype)
     out[np.repeat(tokens.spans[:, 0], tokens.lengths), :, tokens.index] = values.T
@@ -208,7 +208,7 @@ def kmeans(
     return _clusters(rows, tokens.indexed(), asked, offsets is not None, threads)
 
 
-def _clusters(x: Float32, tokens: _ragged.Spans, asked: Recipe, is_packed: bool, n_threads: int) -> Clusters:
+def _clusters(x: Float32, tokens: _ragged.Tokens, asked: Recipe, is_packed: bool, n_threads: int) -> Clusters:
     grouping = group(x, tokens, asked, n_threads)
     n_sequences, n_heads, n_clusters = len(tokens.spans), x.shape[1], asked.n_clusters
     centroids = np.zeros((n_heads, len(grouping.sequences), x.shape[3]), np.float32)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Bool, Float32, Given
+from pyclattn.arrays import Bool, Float32, Given, Int64
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.functional import _check, _ragged
 
@@ -86,20 +88,28 @@ def scaled_dot_product_attention(
     out = _ragged.like(q, v.shape[3], fill=False)
 
     lengths, n_heads = queries.lengths, q.shape[1]
-    work = int((lengths * keys.lengths).sum()) * n_heads * (q.shape[3] + v.shape[3])
+    work = int(lengths @ keys.lengths) * n_heads * (q.shape[3] + v.shape[3])
     threads = threads if work > SMALL else 1
-    chunk = CHUNKS[-1]
-    for chunk in CHUNKS:
-        if int((-(-lengths // chunk)).sum()) * n_heads >= 8 * threads:
-            break
-    tasks = _ragged.per_chunk(lengths, n_heads, chunk)
-    if is_causal:  # the longest first, so that the threads end together
-        tasks = tasks[np.lexsort((-tasks[:, 2], tasks[:, 1], tasks[:, 0]))]
+    chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal)
     launch(
         "attention.attend", threads, q, queries.spans, k, v, keys.spans, keys.index,
         allowed, bias, is_causal, factor, tasks, chunk, out,
     )  # fmt: skip
     return out if offsets is None else out[0]
+
+
+@lru_cache(maxsize=64)
+def _cut(lengths_bytes: bytes, n_heads: int, n_threads: int, is_causal: bool) -> tuple[int, Int64]:
+    """Queries a task, and the tasks. Remembered, since a service sees the same shapes again and again."""
+    lengths = np.frombuffer(lengths_bytes, np.int64)
+    chunk = CHUNKS[-1]
+    for chunk in CHUNKS:
+        if int((-(-lengths // chunk)).sum()) * n_heads >= 8 * n_threads:
+            break
+    tasks = _ragged.per_chunk(lengths, n_heads, chunk)
+    if is_causal:  # the longest first, so that the threads end together
+        tasks = tasks[np.lexsort((-tasks[:, 2], tasks[:, 1], tasks[:, 0]))]
+    return chunk, tasks
 
 
 def _masks(

@@ -33,10 +33,10 @@ def inline(function: Callable) -> Callable:
 
 
 @intrinsic
-def draw(typingctx, counter):  # noqa: ANN001, ANN201 (Numba's own protocol)
+def draw(typingctx, counter):
     """The counter's value, which becomes one more: atomic, any number of threads may draw."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
 
@@ -44,10 +44,10 @@ def draw(typingctx, counter):  # noqa: ANN001, ANN201 (Numba's own protocol)
 
 
 @intrinsic
-def popcount(typingctx, x):  # noqa: ANN001, ANN201
+def popcount(typingctx, x):
     """Bits set in an unsigned 64-bit number."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), codegen

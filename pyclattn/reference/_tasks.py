@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pyclattn.arrays import Int64
 
 
@@ -13,7 +15,7 @@ def drawn(tasks: Int64, counter: Int64) -> Iterator[list[int]]:
         yield tasks[task].tolist()
 
 
-def rows_of(spans: Int64, index: Int64 | None, sequence: int) -> tuple[int, slice | Int64]:
+def rows_of(spans: Int64, index: Int64 | None, sequence: int) -> tuple[int, Int64]:
     """The batch entry of a sequence and the rows of its tokens there."""
     batch, start, stop = spans[sequence].tolist()
-    return batch, slice(start, stop) if index is None else index[start:stop]
+    return batch, np.arange(start, stop) if index is None else index[start:stop]

@@ -72,8 +72,7 @@ def attend_centroids(
     """
     group = centroids.shape[0] // key.shape[1]
     for sequence, head, first, part in drawn(tasks, counter):
-        batch, rows = rows_of(key_spans, key_index, sequence)
-        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        batch, numbers = rows_of(key_spans, key_index, sequence)
         numbers = numbers[part * split : (part + 1) * split]
         clusters = slice(first, min(first + chunk, int(cluster_offsets[sequence + 1])))
         k = key[batch, head // group, numbers].astype(np.float64)
