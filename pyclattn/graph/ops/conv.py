@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product as every
 
 import numpy as np
@@ -66,12 +67,12 @@ def convolution(x: Spec, weight: Spec, w: Window, groups: int, bias: bool, node:
 
     def bind(ins, outs, scratch):
         data, out_array = ins[0], outs[0]
-        flat_weight = ins[1].reshape(groups, m, k)
         shift = ins[2] if bias else None
         border = scratch[:border_size].view(x.dtype).reshape(space) if border_size else None
         slots = Slots(scratch[pad_bytes:], threads) if not direct else None
 
         def one_image(image):
+            flat_weight = ins[1].reshape(groups, m, k)
             source = data[image] if border is None else padded(data[image], w.begin, w.end, 0, border)
             target = out_array[image]
             if depthwise:
@@ -154,91 +155,147 @@ def _conv_transpose(node: Node) -> Kernel:
         outputs = tuple(f - b - e for f, b, e in zip(full, pads[:d], pads[d:]))
     if min(outputs) < 0:
         raise ShapeError(f"padding takes more than there is: output {outputs}")
-    geometry = _Spread(kernel, strides, dilations, tuple(begin), outputs)
-    return _transposed(node, x, weight, groups, geometry)
+    axes = [_axis(*of) for of in zip(spatial, kernel, strides, dilations, begin, outputs)]
+    return _transposed(node, x, weight, groups, axes)
 
 
-class _Spread:
-    """Where input rows and kernel elements of a transposed convolution fall in the output."""
+@dataclass
+class _Axis:
+    """One spatial axis of a transposed convolution, cut by the remainder of the output position by the stride.
 
-    def __init__(self, kernel, strides, dilations, begin, outputs):
-        self.kernel, self.strides, self.dilations = kernel, strides, dilations
-        self.begin, self.outputs = begin, outputs
+    Output ``q * stride + phase`` is a sum over kernel elements k of input ``q + shift(k)``: no position is visited in
+    vain, and no output is written twice.
+    """
 
-    def span(self, axis: int, k: int, start: int, stop: int) -> tuple[slice, slice]:
-        """(input rows relative to ``start``, output rows) that kernel element ``k`` joins, within the output."""
-        s, shift, n = self.strides[axis], k * self.dilations[axis] - self.begin[axis], self.outputs[axis]
-        low = max(start, -(shift // s) if shift < 0 else 0)
-        while low * s + shift < 0:
-            low += 1
-        high = min(stop, (n - 1 - shift) // s + 1)
-        if high <= low:
-            return slice(0, 0), slice(0, 0)
-        return slice(low - start, high - start), slice(low * s + shift, (high - 1) * s + shift + 1, s)
+    n: int
+    out: int
+    stride: int
+    taps: list[list[tuple[int, int]]]  # for each phase: (kernel element, shift)
+
+    @property
+    def low(self) -> int:
+        return min([shift for taps in self.taps for _, shift in taps], default=0)
+
+    @property
+    def high(self) -> int:
+        return max([shift for taps in self.taps for _, shift in taps], default=0)
+
+    @property
+    def steps(self) -> int:
+        """Positions q of the phase that has most."""
+        return -(-self.out // self.stride)
+
+    @property
+    def wide(self) -> int:
+        """Input positions that all q and shifts reach, padding included."""
+        return self.steps + self.high - self.low
 
 
-def _transposed(node: Node, x: Spec, weight: Spec, groups: int, geometry: _Spread) -> Kernel:
-    """Each task makes some output channels of one image: product, then a sum of shifted parts."""
+def _axis(n: int, kernel: int, stride: int, dilation: int, begin: int, out: int) -> _Axis:
+    taps: list[list[tuple[int, int]]] = [[] for _ in range(min(stride, max(out, 1)))]
+    for phase, found in enumerate(taps):
+        for k in range(kernel):
+            shift, rest = divmod(phase + begin - k * dilation, stride)
+            if rest == 0:
+                found.append((k, shift))
+    return _Axis(n, out, stride, taps)
+
+
+def _transposed(node: Node, x: Spec, weight: Spec, groups: int, axes: list[_Axis]) -> Kernel:
+    """Blocks of output rows: a padded piece of the input, one product for each phase and kernel element."""
     c, m = weight.shape[0] // groups, weight.shape[1]
-    spatial, kernel, outputs = x.shape[2:], weight.shape[2:], geometry.outputs
-    taps, item = int(np.prod(kernel)), x.dtype.itemsize
+    first, rest = axes[0], axes[1:]
+    line = int(np.prod([a.wide for a in rest], dtype=np.int64))  # padded input positions in a row
+    outputs, item = tuple(a.out for a in axes), x.dtype.itemsize
     out = Spec((x.shape[0], m * groups, *outputs), x.dtype)
-    work = x.size * m * taps
+    work = x.size * m * int(np.prod(weight.shape[2:]))
     threads = node.settings.n_threads if single.works and work >= SPLIT else 1
-    rest = int(np.prod(spatial[1:], dtype=np.int64))
-    # 8 output channels a task leave work for every thread; rows as many as the scratch holds
-    channels = max(1, min(8, -(-m // threads)))
-    task = min(TASK_BYTES, node.settings.block_bytes)
-    rows = max(1, min(spatial[0], task // max(1, channels * taps * rest * item)))
-    part = -(-channels * taps * rows * rest * item // 64) * 64
+    # a task holds input rows, their products and the sum of these; BLAS reads beyond a row's end by the shifts
+    reach, tail = first.high - first.low, sum(a.wide for a in rest) + line
+    task = min(2 * TASK_BYTES, node.settings.block_bytes)
+    rows = max(1, min(first.steps, (task // item - c * (reach * line + tail)) // max(1, (c + 2 * m) * line)))
+    part = -(-item * (c * ((rows + reach) * line + tail) + 2 * m * rows * line) // 64) * 64
+    starts = range(0, first.steps, rows)
+    spots = [(n, g, i) for n in range(x.shape[0]) for g in range(groups) for i in starts]
+    phases = list(every(*(range(len(a.taps)) for a in axes)))
     has_bias = node.has(2)
 
     def bind(ins, outs, scratch):
         slots = Slots(scratch, threads)
-        data = np.ascontiguousarray(ins[0]).reshape(x.shape[0], groups, c, spatial[0], rest)
-        # (groups, m, taps, c): rows of the product are the taps of an output channel
-        weights = np.ascontiguousarray(ins[1].reshape(groups, c, m, taps).transpose(0, 2, 3, 1))
         shift = ins[2] if has_bias else None
-        tasks = [(n, g, i) for n in range(x.shape[0]) for g in range(groups) for i in range(0, m, channels)]
-        copied = not ins[0].flags.c_contiguous
 
-        def run(t):
-            n, g, i = tasks[t]
-            some = weights[g, i : i + channels]
-            target = outs[0][n, g * m + i : g * m + i + len(some)]
-            target[...] = 0 if shift is None else shift[g * m + i :][: len(some)].reshape(-1, *(1,) * len(outputs))
+        def run(t, turned):
+            n, g, start = spots[t]
+            count = min(rows, first.steps - start)
             room = slots.take()
             try:
-                for start in range(0, spatial[0], rows):
-                    stop = min(start + rows, spatial[0])
-                    piece = data[n, g, :, start:stop].reshape(c, -1)
-                    size = len(some) * taps * piece.shape[1]
-                    spread = room[: size * item].view(x.dtype).reshape(len(some) * taps, -1)
-                    np.matmul(some.reshape(-1, c), piece, spread)
-                    spread = spread.reshape(len(some), *kernel, stop - start, *spatial[1:])
-                    _add_shifted(spread, target, geometry, start, stop, spatial)
+                numbers = room.view(x.dtype)
+                size = (count + reach) * line + tail
+                source, total, more = np.split(numbers[: c * size + 2 * m * count * line],
+                                               [c * size, c * size + m * count * line])  # fmt: skip
+                source = source.reshape(c, size)
+                _fill(ins[0][n, g * c : (g + 1) * c], source, axes, start, count + reach)
+                total, more = total.reshape(m, -1), more.reshape(m, -1)
+                target = outs[0][n, g * m : (g + 1) * m]
+                for phase in phases:
+                    _phase(source, turned[g], total, more, axes, phase, line)
+                    if shift is not None:
+                        np.add(total, shift[g * m : (g + 1) * m, None], total)
+                    _deal(total, target, axes, phase, start, count)
             finally:
                 slots.give(room)
 
-        call = blocks.share(run, len(tasks), threads)
-        if not copied:
-            return call
+        def run_all():
+            # (groups, *kernel, m, c): the left matrix of each kernel element
+            turned = ins[1].reshape(groups, c, m, *weight.shape[2:])
+            turned = np.ascontiguousarray(turned.transpose(0, *range(3, turned.ndim), 2, 1))
+            blocks.share(lambda t: run(t, turned), len(spots), threads)()
 
-        def fresh():
-            np.copyto(data.reshape(x.shape), ins[0])
-            call()
+        return run_all
 
-        return fresh
-
-    copy = x.nbytes if x.strides is not None else 0
-    return Kernel([out], bind, scratch=part * threads, transient=weight.nbytes + copy)
+    return Kernel([out], bind, scratch=part * threads, transient=weight.nbytes)
 
 
-def _add_shifted(spread, target, geometry: _Spread, start: int, stop: int, spatial) -> None:
-    """Add each kernel element's products to the output positions they belong to."""
-    for place in every(*(range(n) for n in geometry.kernel)):
-        pairs = [geometry.span(0, place[0], start, stop)]
-        pairs += [geometry.span(a, place[a], 0, spatial[a]) for a in range(1, len(spatial))]
-        source = (slice(None), *place, *(p[0] for p in pairs))
-        into = target[(slice(None), *(p[1] for p in pairs))]
-        np.add(into, spread[source], into)
+def _fill(image, source, axes: list[_Axis], start: int, count: int) -> None:
+    """Copy ``count`` padded input rows to ``source`` (c, positions), from the row that output step ``start`` needs."""
+    source[...] = 0
+    shape = (count, *(a.wide for a in axes[1:]))
+    area = source[:, : int(np.prod(shape))].reshape(len(source), *shape)
+    lows = [start + axes[0].low, *(a.low for a in axes[1:])]
+    into, of = [slice(None)], [slice(None)]
+    for low, length, a in zip(lows, shape, axes):
+        begin, end = max(0, low), min(a.n, low + length)
+        into.append(slice(begin - low, max(begin, end) - low))
+        of.append(slice(begin, max(begin, end)))
+    area[tuple(into)] = image[tuple(of)]
+
+
+def _phase(source, weights, total, more, axes: list[_Axis], phase, line: int) -> None:
+    """Sum of the products of one phase, over all its kernel elements, to ``total`` (m, rows x line)."""
+    n, is_first = total.shape[1], True
+    for taps in every(*(a.taps[p] for a, p in zip(axes, phase))):
+        offset, step = 0, line
+        for i, (a, (_, shift)) in enumerate(zip(axes, taps)):
+            offset += (shift - a.low) * step
+            step //= axes[i + 1].wide if i + 1 < len(axes) else 1
+        piece = source[:, offset : offset + n]
+        np.matmul(weights[tuple(k for k, _ in taps)], piece, total if is_first else more)
+        if not is_first:
+            np.add(total, more, total)
+        is_first = False
+    if is_first:
+        total[...] = 0
+
+
+def _deal(total, target, axes: list[_Axis], phase, start: int, count: int) -> None:
+    """Write the sums of one phase to the output positions they belong to."""
+    area = total.reshape(len(total), count, *(a.wide for a in axes[1:]))
+    into, of = [slice(None)], [slice(None)]
+    for i, (a, p) in enumerate(zip(axes, phase)):
+        begin, steps = (start, count) if i == 0 else (0, a.steps)
+        have = max(0, min(steps, -(-(a.out - p) // a.stride) - begin))
+        into.append(
+            slice(begin * a.stride + p, (begin + have - 1) * a.stride + p + 1, a.stride) if have else slice(0, 0)
+        )
+        of.append(slice(0, have))
+    target[tuple(into)] = area[tuple(of)]

@@ -43,7 +43,8 @@ def rms_norm(x, weight, epsilon, out):
 
 
 def _row_weight(a, d: int):
-    return None if a is None else a.reshape(-1) if a.size == d else np.full(d, a.reshape(-1)[0], a.dtype)
+    """A vector of ``d`` weights, or one that stands for all; a view, since its content may not be there yet."""
+    return None if a is None else a.reshape(-1)
 
 
 def _over_rows(node: Node, x: Spec, axis: int, function) -> Kernel:
