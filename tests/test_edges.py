@@ -280,8 +280,9 @@ def test_scale_takes_tiny_inputs_back(room, attention, scale):
     want = attention(query, key, value, scale=float(np.sign(scale)), **options)
     try:
         got = attention(query * small, key * small, value, scale=scale, **options)
-    except pyclattn.errors.ArgumentError as error:
-        assert scale > 2e38, error
+    except pyclattn.errors.ArgumentError:
+        if scale <= 2e38:
+            raise
     else:
         compare.assert_close(got, want, 1e-5)
 
