@@ -82,7 +82,11 @@ def main(given: list[str]) -> int:
         at=tuple(options.at),
     )
     if options.load:
-        (rows, about), errors = report.load(options.load), 0
+        try:
+            (rows, about), errors = report.load(options.load), 0
+        except (OSError, ValueError, KeyError) as error:
+            print(f"{options.load} is no result of this command: {error}", file=sys.stderr)
+            return 1
     else:
         rows, about, errors = measure(settings, options.only or list(GROUPS))
     if options.json:

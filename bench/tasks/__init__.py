@@ -1,0 +1,1 @@
+"""Whole models on real data: what a user gets, beside what a user has."""

@@ -1,0 +1,206 @@
+"""``python -m bench.tasks.saliency``: a vision transformer over 5,330 tokens, in ONNX Runtime and in pyclattn.
+
+Fetches a saliency model (ViT-S/14) and a public-domain photograph, converts the model, runs it at 1022 x 1022 pixels
+in ONNX Runtime, in pyclattn with exact and with clustered attention, each in a process of its own, and prints time,
+peak memory and agreement. Writes one picture: the photograph and the three heat maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bench.tasks.fetch import ASTRONAUT, SALIENCY, FetchError, fetch
+from pyclattn import _threads
+from pyclattn.errors import PyclattnError
+
+SIZE, PATCH = 1022, 14
+# ImageNet's, which the model was trained with.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DYNAMIC = {"input_image": (2, 3)}
+CLUSTERED = {"method": "improved-clustered", "n_clusters": 256, "topk": 512}
+ENGINES = {
+    "onnxruntime": "ONNX Runtime",
+    "exact": "pyclattn, exact",
+    "clustered": "pyclattn, clustered",
+}
+# The first run plans and allocates; the best of the next ones is what a service sees.
+RUNS = 3
+
+
+def photograph(size: int) -> np.ndarray:
+    """The photograph as the model takes it: (1, 3, size, size), normalised."""
+    pixels = np.asarray(_picture(size), np.float32) / 255
+    return ((pixels - np.float32(MEAN)) / np.float32(DEVIATION)).transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def _picture(size: int):
+    from PIL import Image
+
+    (path,) = fetch(ASTRONAUT)
+    with Image.open(path) as image:
+        return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+
+
+def converted() -> Path:
+    """The model in pyclattn's format, converted once."""
+    from pyclattn_export import convert
+
+    (source,) = fetch(SALIENCY)
+    target = source.with_suffix(".safetensors")
+    if not target.exists():
+        convert(source, target, dynamic=DYNAMIC)
+    return target
+
+
+# -- one engine, in a process of its own ------------------------------------------------------------------------------
+
+
+def _session(n_threads: int):
+    import onnxruntime
+    from pyclattn_export.verify import opened
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.log_severity_level = 3
+    model = opened(SALIENCY.path, DYNAMIC)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _model(engine: str, n_threads: int):
+    from pyclattn.model import load
+
+    attention = "exact" if engine == "exact" else CLUSTERED
+    return load(converted(), attention=attention, n_threads=n_threads)
+
+
+def work(engine: str, pixels: Path, heat: Path, n_threads: int) -> None:
+    """Run one engine, write its heat map, print seconds and peak memory as JSON."""
+    image = np.load(pixels)
+    runner = _session(n_threads) if engine == "onnxruntime" else _model(engine, n_threads)
+    seconds = []
+    for _ in range(1 + RUNS):
+        start = time.perf_counter()
+        (output,) = runner.run(None, {"input_image": image})
+        seconds.append(time.perf_counter() - start)
+    np.save(heat, output[0, 0])
+    print(json.dumps({"seconds": min(seconds[1:]), "first": seconds[0], "bytes": peak_memory()}))
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage also counts what the parent held when it started this process
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+# -- all engines ------------------------------------------------------------------------------------------------------
+
+
+def run_engine(engine: str, image: np.ndarray, folder: Path, n_threads: int) -> tuple[dict, np.ndarray]:
+    """({"seconds", "first", "bytes"}, heat map) of one engine in a fresh process."""
+    pixels, heat = folder / "image.npy", folder / f"{engine}.npy"
+    np.save(pixels, image)
+    command = [sys.executable, "-m", "bench.tasks.saliency", "--worker", engine, str(pixels), str(heat)]
+    done = subprocess.run([*command, "--threads", str(n_threads)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise FetchError(f"{ENGINES[engine]} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    return json.loads(done.stdout.splitlines()[-1]), np.load(heat)
+
+
+def agreement(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """(correlation, intersection over union of what is above 0.5) of two heat maps.
+
+    Examples
+    --------
+    >>> agreement(np.array([0.1, 0.9, 0.8]), np.array([0.1, 0.9, 0.2]))[1]
+    0.5
+    """
+    correlation = float(np.corrcoef(found.ravel(), wanted.ravel())[0, 1])
+    either = (found > 0.5) | (wanted > 0.5)
+    both = (found > 0.5) & (wanted > 0.5)
+    return correlation, float(both.sum() / either.sum()) if either.any() else 1.0
+
+
+def draw(path: Path, size: int, heats: dict[str, np.ndarray], captions: dict[str, str]) -> None:
+    """One picture: the photograph and the heat maps side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [("photograph", None), *heats.items()]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 4.6), layout="constrained")
+    for axis, (name, heat) in zip(axes, panels):
+        axis.imshow(np.asarray(_picture(size)) if heat is None else heat, **({} if heat is None else HEAT))
+        axis.set_title(captions.get(name, f"{size} x {size} pixels, {(size // PATCH) ** 2 + 1:,} tokens"), fontsize=11)
+        axis.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+HEAT = {"cmap": "magma", "vmin": 0, "vmax": 1}
+
+
+def demo(size: int, n_threads: int, picture: Path) -> None:
+    """Run all engines, print the table, write the picture."""
+    image = photograph(size)
+    converted()
+    print(
+        f"ViT-S/14 over {(size // PATCH) ** 2 + 1:,} tokens ({size} x {size} pixels), {n_threads} threads\n", flush=True
+    )
+    print(f"{'':20}  {'time':>8}  {'peak memory':>11}  {'correlation':>11}  {'IoU at 0.5':>10}")
+    heats, captions, reference = {}, {}, None
+    with tempfile.TemporaryDirectory() as folder:
+        for engine, title in ENGINES.items():
+            figures, heat = run_engine(engine, image, Path(folder), n_threads)
+            reference = heat if reference is None else reference
+            correlation, overlap = agreement(heat, reference)
+            cells = f"{figures['seconds']:>6.2f} s  {figures['bytes'] / 1e6:>8,.0f} MB"
+            print(f"{title:20}  {cells}  {correlation:>11.5f}  {overlap:>10.4f}", flush=True)
+            heats[engine] = heat
+            captions[engine] = f"{title}\n{figures['seconds']:.2f} s, {figures['bytes'] / 1e6:,.0f} MB"
+    draw(picture, size, heats, captions)
+    print(f"\nTime: best of {RUNS} runs after a first one. Peak memory: of the whole process.\nPicture: {picture}")
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run the demo, or one engine of it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tasks.saliency", description=__doc__)
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels a side, a multiple of 14 (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of every engine (default: the CPUs there are)")
+    parser.add_argument("--picture", type=Path, default=Path("out/saliency.png"), help="(%(default)s)")
+    parser.add_argument("--worker", nargs=3, metavar=("ENGINE", "PIXELS", "HEAT"), help=argparse.SUPPRESS)
+    options = parser.parse_args(given)
+    n_threads = _threads.resolve(options.threads)
+    if options.size % PATCH or options.size < PATCH:
+        parser.error(f"--size must be a multiple of {PATCH}, got {options.size}")
+    try:
+        if options.worker:
+            engine, pixels, heat = options.worker
+            work(engine, Path(pixels), Path(heat), n_threads)
+        else:
+            demo(options.size, n_threads, options.picture)
+    except (PyclattnError, FetchError) as error:
+        print(f"saliency: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
