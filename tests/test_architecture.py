@@ -40,13 +40,13 @@ FACE = "__init__"
 
 # What only one file may use, as a pattern of its path.
 OWNED_IMPORTS = {
-    "threading": "_threads.py",
     "_thread": "_threads.py",
     "concurrent": "_threads.py",
     "multiprocessing": "_threads.py",
     "numba": "kernels/*",
     "llvmlite": "kernels/_jit.py",
 }
+LOCKS = {"Lock", "RLock"}  # a lock is no thread: any room may guard its own state
 BANNED = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers", "openvino", "pyclattn_export")
 JIT_NAMES = {"njit", "jit", "vectorize", "guvectorize", "stencil", "cfunc"}
 
@@ -159,10 +159,20 @@ def misused(files):
             attribute = node.attr if isinstance(node, ast.Attribute) else None
             if attribute in ("environ", "environb", "getenv", "putenv") and path != "_config.py":
                 wrong.append(f"{path}:{node.lineno} reads the environment: it belongs to _config.py")
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name in ("threading", "os", "numba") and alias.asname:
+                        wrong.append(f"{path}:{node.lineno} hides {alias.name} behind another name")
             if isinstance(node, ast.ImportFrom) and node.module == "os" and path != "_config.py":
                 for alias in node.names:
                     if alias.name in ("environ", "getenv"):
                         wrong.append(f"{path}:{node.lineno} reads the environment: it belongs to _config.py")
+            if path != "_threads.py":
+                used = {attribute} if attribute and getattr(node.value, "id", None) == "threading" else set()
+                if isinstance(node, ast.ImportFrom) and node.module == "threading":
+                    used = {alias.name for alias in node.names}
+                for name in sorted(used - LOCKS):
+                    wrong.append(f"{path}:{node.lineno} uses threading.{name}: threads belong to _threads.py")
             if path == "kernels/_jit.py":
                 continue
             if attribute in JIT_NAMES and isinstance(node.value, ast.Name) and node.value.id in ("numba", "nb"):
@@ -224,7 +234,9 @@ BROKEN = {
     "cycle": (cycles, {"graph/a.py": "import pyclattn.graph.b", "graph/b.py": "from pyclattn.graph.a import f"}),
     "environment": (misused, {"graph/a.py": "import os\nos.environ['X']"}),
     "getenv": (misused, {"graph/a.py": "from os import getenv"}),
-    "threads": (misused, {"graph/a.py": "import threading"}),
+    "threads": (misused, {"graph/a.py": "import threading\nthreading.Thread(target=f)"}),
+    "threads_name": (misused, {"graph/a.py": "from threading import Lock, Thread"}),
+    "threads_alias": (misused, {"graph/a.py": "import threading as t"}),
     "pool": (misused, {"graph/a.py": "from concurrent.futures import ThreadPoolExecutor"}),
     "njit": (misused, {"kernels/a.py": "import numba\n@numba.njit\ndef f(): pass"}),
     "njit_name": (misused, {"kernels/a.py": "from numba import njit"}),
