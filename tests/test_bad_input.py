@@ -27,8 +27,10 @@ def zeros(*shape, dtype=np.float32):
 
 GOOD = {"query": zeros(B, H, L, D), "key": zeros(B, 2, S, D), "value": zeros(B, 2, S, E)}
 PACKED = {"query": zeros(H, L, D), "key": zeros(2, L, D), "value": zeros(2, L, E), "offsets": [0, 4, L]}
+NINE = {"key": zeros(2, 9, D), "value": zeros(2, 9, E)}
 ROWS = zeros(B, H, L, D)
 X = {"query": ROWS}
+TEN = {"x": ROWS[0], "offsets": [0, L]}
 NONE = zeros(B, S, dtype=bool)
 KEYS, QUERIES = "key_padding_mask", "query_padding_mask"
 
@@ -120,14 +122,14 @@ CALLS = {
     "mask_text": (SDPA, GOOD, {"attn_mask": "causal"}, DTypeError, "attn_mask | bool or float"),
     "mask_packed": (SDPA, PACKED, {"attn_mask": zeros(L, L)}, ShapeError, "attn_mask | offsets"),
     "padding_shape": (SDPA, GOOD, {KEYS: NONE[:, :L]}, ShapeError, "key_padding_mask | (2, 12) | (2, 10)"),
-    "padding_rank": (CLUSTERED, GOOD, {KEYS: NONE[:, None, None]}, ShapeError, "key_padding_mask | (2, 12) | (2, 1, 1, 12)"),
+    "padding_rank": (CLUSTERED, GOOD, {KEYS: NONE[:, None]}, ShapeError, "key_padding_mask | (2, 12) | (2, 1, 12)"),
     "padding_float": (SDPA, GOOD, {KEYS: zeros(B, S)}, DTypeError, "key_padding_mask | bool | float32"),
     "padding_int": (IMPROVED, GOOD, {QUERIES: NONE.view("u1")}, DTypeError, "query_padding_mask | bool | uint8"),
     "padding_query": (IMPROVED, GOOD, {QUERIES: NONE}, ShapeError, "query_padding_mask | (2, 10) | (2, 12)"),
     "padding_ragged": (SDPA, GOOD, {KEYS: [[True], [True, False]]}, ShapeError, "key_padding_mask"),
     "padding_packed": (SDPA, PACKED, {KEYS: NONE[:1, :L]}, ShapeError, "key_padding_mask | offsets"),
     "padding_hash": (HASH, X, {QUERIES: NONE[:, :3]}, ShapeError, "query_padding_mask | (2, 10) | (2, 3)"),
-    "padding_kmeans": (KMEANS, {"x": ROWS}, {"padding_mask": NONE[:, :3]}, ShapeError, "padding_mask | (2, 10) | (2, 3)"),
+    "padding_kmeans": (KMEANS, {"x": ROWS}, {"padding_mask": NONE}, ShapeError, "padding_mask | (2, 10) | (2, 12)"),
     "padding_with_mask": (
         SDPA,
         GOOD,
@@ -150,10 +152,10 @@ CALLS = {
     "offsets_wrap": (SDPA, PACKED, {"offsets": np.array([0, 2**64 - 1, L], np.uint64)}, ArgumentError, "offsets"),
     "offsets_padded": (SDPA, GOOD, {"offsets": [0, L]}, ShapeError, "query | rank 3 | (2, 4, 10, 8)"),
     "key_offsets_alone": (SDPA, GOOD, {"key_offsets": [0, S]}, ShapeError, "key_offsets | offsets"),
-    "key_offsets_missing": (SDPA, PACKED, {"key": zeros(2, 9, D), "value": zeros(2, 9, 1)}, ShapeError, "9 | 10 | key_offsets"),
+    "key_offsets_missing": (SDPA, PACKED, NINE, ShapeError, "9 | 10 | key_offsets"),
     "key_offsets_count": (SDPA, PACKED, {"key_offsets": [0, L]}, ShapeError, "key_offsets | 2 | 1"),
     "key_offsets_end": (IMPROVED, PACKED, {"key_offsets": [0, 4, 9]}, ArgumentError, "key_offsets | 10 | 9"),
-    "offsets_kmeans": (KMEANS, {"x": ROWS[0], "offsets": [0, L]}, {"offsets": [0, 3]}, ArgumentError, "offsets | 10 | 3"),
+    "offsets_kmeans": (KMEANS, TEN, {"offsets": [0, 3]}, ArgumentError, "offsets | 10 | 3"),
     # planes and starts
     "planes_width": (HASH, X, {"planes": zeros(5, D)}, ShapeError, "planes | 9 | (5, 8)"),
     "planes_rank": (CLUSTERED, GOOD, {"planes": zeros(1, 5, D + 1)}, ShapeError, "planes | rank 2 | (1, 5, 9)"),

@@ -1,0 +1,83 @@
+"""What the documentation shows runs as shown."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import pyclattn
+
+ROOT = Path(__file__).parent.parent
+
+
+def functional_modules():
+    return [
+        importlib.import_module(f"pyclattn.functional.{info.name}")
+        for info in pkgutil.iter_modules(importlib.import_module("pyclattn.functional").__path__)
+    ]
+
+
+PUBLIC = [name for name in pyclattn.__all__ if inspect.isfunction(getattr(pyclattn, name))]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function_has_an_example_that_runs(name):
+    function = getattr(pyclattn, name)
+    found = [test for test in doctest.DocTestFinder(recurse=False).find(function, name) if test.examples]
+    assert found, f"{name} has no example"
+    for test in found:
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstrings_name_every_argument(name):
+    """Each argument stands under Parameters, and the sections a reader looks for are there."""
+    function = getattr(pyclattn, name)
+    text = inspect.getdoc(function)
+    sections = re.split(r"\n(?=\w+\n-{3,}\n)", text)
+    parameters = next(part for part in sections if part.startswith("Parameters\n"))
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"^(\w[^:\n]*)", parameters, re.MULTILINE))))
+    assert set(inspect.signature(function).parameters) <= listed
+    assert "Returns\n" in text
+
+
+@pytest.mark.parametrize("module", functional_modules(), ids=lambda module: module.__name__)
+def test_examples_in_modules(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def test_there_is_a_readme():
+    assert python_blocks(ROOT / "README.md"), "README.md has no python block"
+
+
+def python_blocks(path):
+    """The ```python blocks of a Markdown file, each with the number of its first line."""
+    text = path.read_text()
+    return [
+        (text[: match.start(1)].count("\n") + 1, match[1])
+        for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if path.exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """The blocks of a page run one after the other, as a reader would paste them, in an empty folder.
+
+    A block with `>>>` is a session whose answers must be those shown.
+    """
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for line, block in python_blocks(page):
+        if block.lstrip().startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(block, names, page.name, str(page), line - 1)
+            assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
+            names.update(test.globs)
+        else:
+            exec(compile("\n" * (line - 1) + block, str(page), "exec"), names)
