@@ -32,10 +32,11 @@ def share(task: Callable[[int], None], n_tasks: int, n_threads: int) -> Callable
         numbers = count()
 
         def work():
-            for i in numbers:
-                if i >= n_tasks:
-                    return
-                task(i)
+            with np.errstate(all="ignore"):  # NumPy keeps this for each thread
+                for i in numbers:
+                    if i >= n_tasks:
+                        return
+                    task(i)
 
         _threads.run(work, n_threads)
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter_ns
 
 import numpy as np
 
-from pyclattn.errors import MemoryLimitError, PyclattnError, UnsupportedOpError
+from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
 from pyclattn.graph.blas import single
 from pyclattn.graph.memory import ALIGNMENT
 from pyclattn.graph.ops import TABLE
-from pyclattn.graph.planner import Plan, Planner, Step, as_list, build, check_inputs, evaluate, located
+from pyclattn.graph.planner import (
+    Plan,
+    Planner,
+    Step,
+    as_list,
+    build,
+    check_inputs,
+    different_lengths,
+    evaluate,
+    located,
+)
 from pyclattn.graph.program import Program, describe, free_names, nested, walk
 from pyclattn.graph.spec import Settings, Spec
 
@@ -192,9 +202,6 @@ class Executor:
 
     def _entry(self, inputs: dict[str, Spec]):
         key = tuple((n, s.shape, s.dtype.char) for n, s in inputs.items())
-        values = [s.value for s in inputs.values() if s.value is not None]
-        if values:
-            return self._make(inputs)
         with self._lock:
             entry = self._plans.get(key)
             if entry is not None:
@@ -230,11 +237,17 @@ class Executor:
             Gets one (op, start, end) for each operator run, in nanoseconds.
         """
         check_inputs(self.program.inputs, feeds)
-        return dict(zip(self.outputs, self.run(feeds, profile=profile)))
+        try:
+            return dict(zip(self.outputs, self.run(feeds, profile)))
+        except ShapeError as error:
+            hint = different_lengths(self.program.inputs, {n: a.shape for n, a in feeds.items()})
+            if not hint:
+                raise
+            raise ShapeError(f"{error}{hint}") from error
 
-    def run(self, feeds: dict[str, np.ndarray], known: Iterable[str] = (), profile: list | None = None) -> list:
-        """Run without checks; inputs named in ``known`` are taken as constants of this run."""
-        specs = {n: Spec(a.shape, a.dtype, value=a if n in known else None) for n, a in feeds.items()}
+    def run(self, feeds: dict[str, np.ndarray], profile: list | None = None) -> list:
+        """Run without checks, for programs within programs."""
+        specs = {n: Spec(a.shape, a.dtype) for n, a in feeds.items()}
         plan, frames, settings = self._entry(specs)
         try:
             frame = frames.pop()
@@ -242,11 +255,10 @@ class Executor:
             frame = Frame(plan, self.program.constants, settings)
         arrays = frame.arrays
         for name, array in feeds.items():
-            if specs[name].value is None:
-                np.copyto(arrays[name], array)
+            np.copyto(arrays[name], array)
         with single, np.errstate(all="ignore"):
             frame.run(profile)
-        results = [np.array(arrays[n]) for n in plan.outputs]
+        results = [np.array(arrays[n], order="C") for n in plan.outputs]
         if plan.arena <= IDLE_BYTES and len(frames) < 8:
             frames.append(frame)
         return results

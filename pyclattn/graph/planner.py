@@ -264,3 +264,21 @@ def check_shape(value, shape: tuple[int, ...]) -> None:
     fits = len(shape) == len(value.shape) and all(isinstance(w, str) or w == n for w, n in zip(value.shape, shape))
     if not fits:
         raise ShapeError(f"input {value.name!r} must have shape {tuple(value.shape)}, got {tuple(shape)}")
+
+
+def different_lengths(values, shapes: dict[str, tuple[int, ...]]) -> str:
+    """A remark on inputs whose dimensions share a name but not a length; empty if there are none.
+
+    Such models may still run (ONNX does not forbid it), so it is said only when a run has failed.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for value in values:
+        for name, n in zip(value.shape, shapes[value.name]):
+            if isinstance(name, str) and name != "...":
+                found.setdefault(name, {}).setdefault(n, value.name)
+    parts = [
+        f"dimension {name!r} is " + " and ".join(f"{n} in {who!r}" for n, who in lengths.items())
+        for name, lengths in found.items()
+        if len(lengths) > 1
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""

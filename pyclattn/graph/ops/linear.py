@@ -15,9 +15,9 @@ from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
 
 # Below this many multiplications a second thread costs more than it saves (about 40 us at 100 GFLOP/s a core).
 SPLIT = 4_000_000
-# Rows of one task: 256 rows of 384 to 3,072 float32 are 0.4 to 3 MB, so that the activation finds them in L2 or L3,
-# and a product of this height still runs at full speed.
-ROWS = 256
+# Rows of one task: 512 rows of 384 to 3,072 float32 are 0.8 to 6 MB, so that the activation finds them in L2 or L3;
+# BLAS packs the weights anew for each task, which at this height costs 2 or 3 % of the product.
+ROWS = 512
 
 
 def blasable(a: np.ndarray) -> bool:
@@ -37,15 +37,14 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after
     """
     (m, k), n = a.shape, b.shape[1]
     threads = n_threads if single.works and m * k * n >= SPLIT else 1
-    if m <= ROWS // 2 and threads > 1:
+    if m <= 128 and threads > 1:
         step = -(-n // threads)
         step += -step % 16  # whole cache lines
         places = [(slice(None), slice(i, i + step)) for i in range(0, n, step)]
-    elif m > ROWS:
-        step = min(ROWS, -(-m // threads)) if threads > 1 or after is not None else m
-        places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
     else:
-        step = -(-m // threads)
+        n_tasks = -(-m // ROWS) if threads > 1 or after is not None else 1
+        n_tasks += -n_tasks % threads  # as many for each thread
+        step = max(1, -(-m // n_tasks))
         places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
     pieces = [(a[rows], b[:, columns], out[rows, columns], columns) for rows, columns in places]
     if len(pieces) == 1:

@@ -17,16 +17,18 @@ def source_positions(mode: str, n: int, out: int, scale: float, roi: tuple[float
     """Where in an axis of length ``n`` each of ``out`` samples lies."""
     y = np.arange(out, dtype=np.float64)
     length = scale * n
+    if abs(length - out) < 1e-6 * out:  # a ratio of whole numbers: positions that are whole come out whole
+        length = float(out)
     if mode == "half_pixel":
-        return (y + 0.5) / scale - 0.5
+        return (y + 0.5) * n / length - 0.5
     if mode == "pytorch_half_pixel":
-        return (y + 0.5) / scale - 0.5 if out > 1 else np.full(out, -0.5)
+        return (y + 0.5) * n / length - 0.5 if out > 1 else np.full(out, -0.5)
     if mode == "half_pixel_symmetric":
-        return n / 2 * (1 - out / length) + (y + 0.5) / scale - 0.5
+        return n / 2 * (1 - out / length) + (y + 0.5) * n / length - 0.5
     if mode == "align_corners":
         return y * (n - 1) / (length - 1) if length != 1 else np.zeros(out)
     if mode == "asymmetric":
-        return y / scale
+        return y * n / length
     if mode == "tf_crop_and_resize":
         start, stop = roi
         if out > 1:
