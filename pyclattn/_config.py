@@ -30,7 +30,7 @@ def num_threads() -> int | None:
     text = _text("NUM_THREADS", "")
     if not text:
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise ArgumentError(f"PYCLATTN_NUM_THREADS must be a whole number of at least 1, got {text!r}")
     return int(text)
 

@@ -5,6 +5,7 @@ are. Threads sleep between calls (no spinning), are made when first needed, and 
 makes its own. The caller works too: a call finishes even if every other thread is busy elsewhere.
 """
 
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -67,9 +68,12 @@ def resolve(n_threads: int | None) -> int:
         if _default is None:
             _default = available_cpus()
         return _default
-    if isinstance(n_threads, bool) or not hasattr(n_threads, "__index__"):
-        raise DTypeError(f"n_threads must be a whole number, got {type(n_threads).__name__}")
-    n_threads = n_threads.__index__()
+    try:
+        if type(n_threads).__name__ in ("bool", "bool_"):
+            raise TypeError
+        n_threads = operator.index(n_threads)
+    except TypeError:
+        raise DTypeError(f"n_threads must be a whole number, got {n_threads!r}") from None
     if n_threads < 1:
         raise ArgumentError(f"n_threads must be at least 1, got {n_threads}")
     return n_threads

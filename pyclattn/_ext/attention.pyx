@@ -191,7 +191,9 @@ def attend(
             n_queries = min(chunk, query_spans[sequence, 2] - start - first)
             key_batch, key_start = key_spans[sequence, 0], key_spans[sequence, 1]
             n_keys = key_spans[sequence, 2] - key_start
-            index = NULL if key_index is None or n_keys == 0 else &key_index[key_start]
+            index = NULL
+            if key_index is not None and n_keys > 0:
+                index = &key_index[key_start]
             # positions and rows count from the sequence's first row; an index holds rows of a padded array
             keys, values = NULL, NULL
             if n_keys > 0:
@@ -207,7 +209,9 @@ def attend(
                 b.n = min(TILE_KEYS, n_keys - at)
                 if is_causal and (index[at] if index != NULL else at) > first + n_queries - 1:
                     break
-                b.index = NULL if index == NULL else index + at
+                b.index = index
+                if index != NULL:
+                    b.index = index + at
                 b.first_row = at
                 if is_packed and index != NULL:
                     pack(&w, &b, keys, k_stride, values, v_stride, index + at)
@@ -325,7 +329,9 @@ def attend_centroids(
                     best.threshold[lane] = 2 * TILE_MASKED if i * w.lanes + lane < n_clusters else INFINITY
             while at < stop:
                 b.n = min(TILE_KEYS, stop - at)
-                b.index = NULL if index == NULL else index + at
+                b.index = index
+                if index != NULL:
+                    b.index = index + at
                 b.first_row = at
                 if is_packed and index != NULL:
                     pack(&w, &b, keys, k_stride, vals, v_stride, index + at)

@@ -119,10 +119,10 @@ static void tile_mask_future(float *s, long n, long vectors, const int64_t *posi
 
 #define SELECT4(mask, yes, no) ((v4)(((i4)(mask) & (i4)(yes)) | (~(i4)(mask) & (i4)(no))))
 
-/* rows[r][k] is the bias of query i + r and key k: four queries by four keys at a time. A very low finite bias stays
- * above the mask, so that a row of nothing but such ones is still a softmax. */
+/* rows[r][k] is the bias of query i + r and key k: four queries by four keys at a time. What overflows is
+ * bounded: a row of nothing but very low biases is still a softmax, and stays above the mask. */
 static void add_four(float *s, long i, long n, const float *const rows[4]) {
-    const v4 lowest = {-2e38f, -2e38f, -2e38f, -2e38f};
+    const v4 most = {2e38f, 2e38f, 2e38f, 2e38f};
     const v4 masked = {TILE_MASKED, TILE_MASKED, TILE_MASKED, TILE_MASKED};
     for (long k = 0; k < n; k += 4) {
         v4 block[4] = {{0}};
@@ -134,7 +134,7 @@ static void add_four(float *s, long i, long n, const float *const rows[4]) {
         transpose4(block);
         for (int r = 0; r < 4 && k + r < n; r++) {
             v4 x = *(const v4 *)(s + (k + r) * LANES + i), y = x + block[r] * LOG2E;
-            y = SELECT4(y < lowest, lowest, y);
+            y = SELECT4(y < -most, -most, SELECT4(y > most, most, y));
             *(v4 *)(s + (k + r) * LANES + i) = SELECT4(block[r] == -INFINITY, masked, y);
         }
     }
@@ -146,7 +146,8 @@ static void add_to_all(float *s, long n, long vectors, const int64_t *positions,
         float b = bias[(positions ? positions[k] : first_key + k) * key_stride];
         for (long j = 0; j < vectors && b != 0.f; j++) {
             vf *x = (vf *)s + k * NV + j;
-            *x = b == -INFINITY ? spread(TILE_MASKED) : larger(spread(-2e38f), *x + b * LOG2E);
+            vf y = larger(spread(-2e38f), *x + b * LOG2E);
+            *x = b == -INFINITY ? spread(TILE_MASKED) : -larger(spread(-2e38f), -y);
         }
     }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 
@@ -22,11 +23,14 @@ def rows(name: str, given: Given, rank: int = 4) -> Float32:
         array = array.astype(np.float32)
     if array.ndim != rank:
         raise ShapeError(f"{name} must have rank {rank}, got shape {array.shape}")
-    size = array.itemsize
-    readable = array.flags.aligned and all(step % size == 0 for step in array.strides)
-    if not readable or (array.shape[-1] > 1 and array.strides[-1] != size):
+    if not is_readable(array) or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
         array = np.ascontiguousarray(array)
     return array
+
+
+def is_readable(array: np.ndarray) -> bool:
+    """Whether every element is a whole number of elements away from the first (a field of records is not)."""
+    return array.flags.aligned and all(step % array.itemsize == 0 for step in array.strides)
 
 
 def attention_inputs(query: Given, key: Given, value: Given, is_packed: bool) -> tuple[Float32, Float32, Float32]:
@@ -54,10 +58,10 @@ def attention_inputs(query: Given, key: Given, value: Given, is_packed: bool) ->
 
 def whole(name: str, given: Given, least: int, most: int | None = None) -> int:
     """``given`` as an int within [least, most]."""
-    if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
-        raise DTypeError(f"{name} must be a whole number, got {given!r}")
     try:
-        number = given.__index__()
+        if isinstance(given, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(given)
     except TypeError:
         raise DTypeError(f"{name} must be a whole number, got {given!r}") from None
     if number < least or (most is not None and number > most):
@@ -88,8 +92,8 @@ def factor(scale: Given, head_dim: int) -> float:
         number = float(scale)
     except (TypeError, ValueError):
         raise DTypeError(f"scale must be a number, got {scale!r}") from None
-    if not abs(number) <= float(np.finfo(np.float32).max):  # so too for NaN
-        raise ArgumentError(f"scale must be a finite float32, got {number}")
+    if not abs(number) <= 2.3e38:  # so too for NaN; times log2(e) it is still a float32
+        raise ArgumentError(f"scale must be a number from -2.3e38 to 2.3e38, got {number}")
     return number
 
 

@@ -51,7 +51,8 @@ class Recipe:
         """Codes for clusters that run empty, (n_iterations - 1, n_clusters), drawn from the seed."""
         n_bits = self.n_bits if self.planes is None else len(self.planes)
         rng = np.random.default_rng([self.seed, 2])
-        return rng.integers(0, 1 << n_bits, (self.n_iterations - 1, self.n_clusters), dtype=np.uint64)
+        drawn = rng.integers(0, 1 << n_bits, (self.n_clusters, self.n_iterations - 1), dtype=np.uint64)
+        return np.ascontiguousarray(drawn.T)  # drawn cluster by cluster: the first do not depend on how many there are
 
 
 @dataclass(frozen=True)

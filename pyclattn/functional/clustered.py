@@ -182,6 +182,8 @@ def _attend(
         raise ShapeError(f"is_causal needs as many keys as queries, got query {q.shape} and key {k.shape}")
     asked = recipe(queries, q.shape[3], *how)
     out = _ragged.like(q, v.shape[3], fill=True)
+    if out.size == 0:
+        return out if offsets is None else out[0]
     # padded rows are their own positions; a packed sequence's rows start anywhere
     shifts = np.zeros(len(queries.spans), np.int64)
     if offsets is not None:

@@ -22,7 +22,8 @@ class Clusters:
     labels : int32 array (B, H, L), or (H, T) of a packed batch
         Number of the cluster; -1 at padding.
     counts : int64 array (B, H, C), or (n_sequences, H, C)
-        Rows of each cluster; 0 where a sequence has fewer than C rows, so fewer clusters.
+        Rows of each cluster. C is ``n_clusters``, or the longest sequence's length if that is less; a shorter sequence
+        has fewer clusters, and zeros here.
     centroids : float32 array (B, H, C, D), or (n_sequences, H, C, D)
         Mean row of each cluster, 0 for an empty one.
     """
@@ -38,9 +39,10 @@ def recipe(
 ) -> Recipe:  # fmt: skip
     """Check how queries are to be grouped."""
     n_clusters = _check.whole("n_clusters", n_clusters, 1)
+    longest = int(tokens.lengths.max(initial=1))
     clustering = _check.one_of("clustering", clustering, ("lsh", "kmeans"))
     n_bits = _check.whole("n_bits", n_bits, 1, 63)
-    n_iterations = _check.whole("n_iterations", n_iterations, 1)
+    n_iterations = _check.whole("n_iterations", n_iterations, 1, 10_000)
     seed = _check.whole("seed", seed, 0)
     if planes is not None:
         planes = np.ascontiguousarray(_check.rows("planes", planes, 2))
@@ -48,7 +50,7 @@ def recipe(
             raise ShapeError(f"planes must have shape (1 to 63, head_dim + 1 = {head_dim + 1}), got {planes.shape}")
     if start is not None:
         start = check_start(_check.integers("start", start), tokens, n_clusters)
-    return Recipe(n_clusters, clustering, n_iterations, n_bits, planes, start, seed)
+    return Recipe(min(n_clusters, longest), clustering, n_iterations, n_bits, planes, start, seed)
 
 
 def _queries(name: str, given: Given, offsets: Given, padding: tuple[str, Given]) -> tuple[Float32, _ragged.Spans]:

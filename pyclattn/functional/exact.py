@@ -86,6 +86,8 @@ def scaled_dot_product_attention(
     allowed, bias, key_padding_mask = _masks(attn_mask, key_padding_mask, q, k, offsets is not None)
     queries, keys = _ragged.locate(q, k, offsets, key_offsets, None, key_padding_mask)
     out = _ragged.like(q, v.shape[3], fill=False)
+    if out.size == 0:
+        return out if offsets is None else out[0]
 
     lengths, n_heads = queries.lengths, q.shape[1]
     work = int(lengths @ keys.lengths) * n_heads * (q.shape[3] + v.shape[3])
@@ -129,6 +131,8 @@ def _masks(
     if mask.dtype != np.bool_:
         if mask.dtype != np.float32:
             mask = mask.astype(np.float32)
+        if not _check.is_readable(mask):
+            mask = np.ascontiguousarray(mask)
         return None, np.broadcast_to(mask, shape), key_padding_mask
     full = (1,) * (4 - mask.ndim) + mask.shape
     if full[1] == full[2] == 1:  # the same for every query and head

@@ -6,6 +6,7 @@ from pyclattn.arrays import Bool, Float32, Float64, Int64
 from pyclattn.reference._tasks import drawn, rows_of
 
 LOG2E = float(np.log2(np.e))
+HUGE = 1e38  # a bias beyond this, plus or minus, counts as this: it decides alone
 
 
 def _softmax(logits: Float64, visible: Bool | None) -> Float64:
@@ -49,7 +50,7 @@ def attend(
         if bias is not None:
             added = bias[batch, head, rows][:, positions].astype(np.float64)
             visible = added != -np.inf
-            logits += np.where(visible, added, 0.0)
+            logits += np.where(visible, np.clip(added, -HUGE, HUGE), 0.0)
         if allowed is not None:
             visible = allowed[batch, head, rows][:, positions].astype(bool)
         if is_causal:
@@ -84,9 +85,10 @@ def attend_centroids(
         masses[part, head, clusters] = weights.sum(axis=-1)
         values[part, head, clusters] = weights @ v
         # lexsort's last key is the first to sort by: by logit, then by row
-        best = np.stack([np.lexsort((numbers, -row))[:topk] for row in logits])
+        scores = logits.astype(np.float32)  # equal keys have equal scores, whatever order their products were summed in
+        best = np.stack([np.lexsort((numbers, -row))[:topk] for row in scores])
         found = best.shape[1]
-        top_scores[part, head, clusters, :found] = np.take_along_axis(logits, best, axis=-1)
+        top_scores[part, head, clusters, :found] = np.take_along_axis(scores, best, axis=-1)
         top_keys[part, head, clusters, :found] = numbers[best]
         top_scores[part, head, clusters, found:] = -np.inf
         top_keys[part, head, clusters, found:] = -1
