@@ -150,9 +150,9 @@ def drawn_start(seed, n_clusters, length):
 
 
 def drawn_refills(seed, n_clusters, n_iterations, n_bits):
-    """The codes that clusters take when they run empty."""
+    """The codes that clusters take when they run empty, [update][cluster], drawn cluster by cluster."""
     rng = np.random.default_rng([seed, 2])
-    return rng.integers(0, 1 << n_bits, (n_iterations - 1, n_clusters), dtype=np.uint64)
+    return rng.integers(0, 1 << n_bits, (n_clusters, n_iterations - 1), dtype=np.uint64).T
 
 
 def cluster(query, *, n_clusters, n_iterations=10, n_bits=63, planes=None, start=None, seed=0, query_padding=None):

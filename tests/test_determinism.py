@@ -111,8 +111,9 @@ def test_a_sequence_is_the_same_in_any_company(room):
             own = slice(*offsets[s : s + 2])
             alone = cluster_queries(query[None, :, own], **how)
             compare.assert_same_bits(together.labels[:, own], alone.labels[0])
-            compare.assert_same_bits(together.counts[s], alone.counts[0])
-            compare.assert_same_bits(together.centroids[s], alone.centroids[0])
+            own_clusters = alone.counts.shape[2]
+            compare.assert_same_bits(together.counts[s, :, :own_clusters], alone.counts[0])
+            compare.assert_same_bits(together.centroids[s, :, :own_clusters], alone.centroids[0])
             tensors = (x[None, :, own] for x in (query, key, value))
             got = pyclattn.improved_clustered_attention(*tensors, topk=8, **how)[0]
             compare.assert_close(got, output[:, own], 1e-6)

@@ -190,8 +190,10 @@ def test_empty_clustering(room):
         assert hash_queries(x).shape == shape[:3]
         for found in (cluster_queries(x, n_clusters=3), kmeans(x, n_clusters=3)):
             assert found.labels.shape == shape[:3]
-            assert found.counts.shape == (*shape[:2], 3)
-            assert found.centroids.shape == (*shape[:2], 3, 4)
+            n_clusters = found.counts.shape[2]
+            assert n_clusters <= max(1, min(3, shape[2]))
+            assert found.counts.shape == (*shape[:2], n_clusters)
+            assert found.centroids.shape == (*shape[:2], n_clusters, 4)
             assert not found.counts.any()
 
 
@@ -199,7 +201,7 @@ def test_no_sequences_at_all(room, attention):
     x = np.zeros((2, 0, 4), np.float32)
     for offsets in ([0], [0, 0], [0, 0, 0]):
         assert attention(x, x, x, offsets=offsets).shape == (2, 0, 4)
-        assert cluster_queries(x, n_clusters=3, offsets=offsets).counts.shape == (len(offsets) - 1, 2, 3)
+        assert cluster_queries(x, n_clusters=3, offsets=offsets).counts.shape[:2] == (len(offsets) - 1, 2)
 
 
 def test_one_token(room, attention):
