@@ -61,6 +61,16 @@ def _replace(editor: Editor, known: Shapes, scores: Scores, index: int, report: 
     return emit_attention(editor, known, operands, reader.mask, scale, name, scores.end, scores.guarded)
 
 
+def fold_output_layouts(editor: Editor) -> None:
+    """Let an attention write (batch, length, heads, width) where that is what its only user turns it into."""
+    for op in list(editor.program.ops):
+        swap = editor.only_user(op.outputs[0], "Transpose") if op.kind == "pyclattn:Attention" else None
+        if swap is not None and tuple(swap.attributes.get("perm", ())) == SWAPPED:
+            turned = "blhd" if op.attributes["out_layout"] == "bhld" else "bhld"
+            editor.remove(op, swap)
+            editor.emit(op.kind, op.inputs, swap.outputs, {**op.attributes, "out_layout": turned}, op.name)
+
+
 def attention_name(source: str, index: int, taken: set[str]) -> str:
     """A name for plans: the path that the exporter kept, else a number.
 
@@ -229,7 +239,6 @@ def emit_attention(
     inputs = (q.name, k.name, v.name, _pair_mask(editor, known, mask, guarded), _padding(editor, known, mask))
     if editor.producers.get(target) is end:
         editor.remove(end)
-    swap = editor.only_user(target, "Transpose")
     if operands.merged:
         out = editor.emit("pyclattn:Attention", inputs, f"{target}_4d", attributes, name)
         sizes = editor.emit("Shape", (out,), f"{target}_sizes", {"start": 2})
@@ -240,10 +249,6 @@ def emit_attention(
         out = editor.emit("pyclattn:Attention", inputs, f"{target}_4d", attributes, name)
         axes = editor.add_constant(np.array(operands.added, np.int64), "attention_axes")
         editor.emit("Squeeze", (out, axes), (target,))
-    elif swap is not None and tuple(swap.attributes.get("perm", ())) == SWAPPED:
-        attributes["out_layout"] = "blhd"
-        editor.remove(swap)
-        editor.emit("pyclattn:Attention", inputs, swap.outputs, attributes, name)
     else:
         editor.emit("pyclattn:Attention", inputs, (target,), attributes, name)
     shape = known.shape(q.name)

@@ -115,6 +115,9 @@ class MaskReader:
                 fill = self.filled(side)
                 if fill is not None and fill * factor <= MASKED:
                     found.append(Condition(condition, drop_if, fill * factor))
+                    cast = self.editor.producer(condition, "Cast")
+                    if drop_if and cast is not None and cast.inputs[0] == other:
+                        return True  # mask.masked_fill(mask.bool(), min): what is not filled is 0
                     return self._collect(other, factor, found, rest)
         if op.kind in ("Mul", "Div"):
             for side, other in ((0, 1), (1, 0))[: 2 if op.kind == "Mul" else 1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyclattn.graph.passes.activations import fuse_activations
-from pyclattn.graph.passes.attention import fuse_attention
+from pyclattn.graph.passes.attention import fold_output_layouts, fuse_attention
 from pyclattn.graph.passes.edit import Editor, bodies
 from pyclattn.graph.passes.fold import fold, share
 from pyclattn.graph.passes.linear import fuse_linear, scale_weights
@@ -77,6 +77,8 @@ def _optimize(
     fuse_rotary(editor, known)
     known = _settle(editor, outer_known)
     fuse_attention(editor, known, report, float_attention)
+    _settle(editor, outer_known)
+    fold_output_layouts(editor)
     known = _settle(editor, outer_known)
     scale_weights(editor, known)
     known = _settle(editor, outer_known)
