@@ -21,10 +21,12 @@ def _map(node: Node, function, inputs: list[int], dtype=None, blocked: bool = Fa
     threads = node.settings.n_threads
     cut = blocks.blockwise if blocked else blocks.elementwise
 
+    temporaries = 4 * min(out.nbytes, blocks.BLOCK * out.dtype.itemsize * threads) if blocked else 0
+
     def bind(ins, outs, scratch):
         return cut(function, [ins[i] for i in inputs], outs[0], threads)
 
-    return Kernel([out], bind, inplace=tuple(inputs), transient=4 * blocks.BLOCK * 8 if blocked else 0)
+    return Kernel([out], bind, inplace=tuple(inputs), transient=temporaries)
 
 
 def _floating(node: Node, i: int = 0) -> None:

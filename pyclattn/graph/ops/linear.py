@@ -141,7 +141,8 @@ def _with_contiguous(node: Node, x: Spec, weight: Spec, bias: bool, activation) 
 
         return run
 
-    return Kernel([out], bind, scratch=copy, transient=4 * blocks.BLOCK * 4 * threads if activation else 0)
+    temporaries = min(blocks.BLOCK * x.dtype.itemsize * threads, out.nbytes) if activation is not None else 0
+    return Kernel([out], bind, scratch=copy, transient=4 * temporaries)
 
 
 @op("MatMul", "com.microsoft:FusedMatMul", "com.microsoft:TransposeMatMul")

@@ -1,0 +1,110 @@
+"""The command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pyclattn.cli import main
+from pyclattn.graph.ops import supported_ops
+from pyclattn.graph.serial import save_program
+from tests.graph.build import mlp, mlp_result
+from tests.graph.test_model import attention_model
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_program(tmp_path / "model.safetensors", mlp())
+    return str(tmp_path / "model.safetensors")
+
+
+def test_info_lists_the_operators_that_run(capsys):
+    assert main(["info", "--ops"]) == 0
+    assert capsys.readouterr().out.split() == supported_ops()
+
+
+def test_info_of_a_file(path, capsys):
+    assert main(["info", path, "--ops", "--shape", "x=100x8"]) == 0
+    out = capsys.readouterr().out
+    for words in ("rows x 8", "272", "MatMul", "pyclattn:Linear", "memory of a run"):
+        assert words in out
+
+
+def test_info_names_the_attentions(tmp_path, capsys):
+    save_program(tmp_path / "m.safetensors", attention_model())
+    assert main(["info", str(tmp_path / "m.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "layer0" in out
+    assert "layer1" in out
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "named"])
+def test_run(path, tmp_path, form):
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    given = str(tmp_path / ("in.npz" if form == "npz" else "in.npy"))
+    np.savez(given, x=x) if form == "npz" else np.save(given, x)
+    if form == "named":
+        given = f"x={given}"
+    out = tmp_path / ("out.npy" if form == "npy" else "out.npz")
+    assert main(["run", path, "--input", given, "-o", str(out)]) == 0
+    result = np.load(out) if form == "npy" else np.load(out)["y"]
+    np.testing.assert_allclose(result, mlp_result(mlp(), x), rtol=1e-4, atol=1e-4)
+
+
+def test_profile(path, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.ones((5, 8), np.float32))
+    trace = tmp_path / "trace.json"
+    arguments = ["run", path, "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "o.npz"), "--profile", str(trace)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["op", "calls", "ms", "%"]
+    assert out[-1].split()[:2] == ["total", "3"]
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert [e["name"] for e in events] == ["up", "down", "residual"]
+    assert all(e["ph"] == "X" and e["dur"] >= 0 for e in events)
+
+
+def test_attention_is_chosen_on_the_command_line(tmp_path):
+    model = tmp_path / "m.safetensors"
+    save_program(model, attention_model())
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((1, 150, 32)).astype(np.float32))
+    results = []
+    for attention in ("exact", '{"method": "clustered", "n_clusters": 5}'):
+        out = tmp_path / "o.npy"
+        arguments = ["run", str(model), "-i", str(tmp_path / "x.npy"), "-o", str(out), "--attention", attention]
+        assert main(arguments) == 0
+        results.append(np.load(out))
+    assert np.abs(results[0] - results[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"file": "nothing.safetensors"}, "nothing.safetensors"),
+        ({"input": "nothing.npy"}, "nothing.npy"),
+        ({"input": "text.npy"}, "not a .npy"),
+        ({"input": "pickled.npy"}, "not a .npy"),
+        ({"input": "wrong.npz"}, "unknown z"),
+        ({"output": "out.txt"}, ".npz"),
+        ({"attention": "nonsense"}, "nonsense"),
+        ({"attention": "{nonsense"}, "JSON"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(path, tmp_path, capsys, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.ones((5, 8), np.float32))
+    np.savez("wrong.npz", z=np.ones(3))
+    np.save("pickled.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("hello")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    a = {"file": path, "input": "x.npy", "output": "out.npz", "attention": "exact", **change}
+    assert main(["run", a["file"], "-i", a["input"], "-o", a["output"], "--attention", a["attention"]]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_shape_is_checked(path, capsys):
+    assert main(["info", path, "--shape", "nonsense"]) == 1
+    assert "name=1x3x224x224" in capsys.readouterr().err

@@ -1,0 +1,258 @@
+"""load, Model and the model file."""
+
+import json
+
+import numpy as np
+import pytest
+
+import pyclattn
+from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, UnsupportedOpError
+from pyclattn.graph.program import Op, Program, Value
+from pyclattn.graph.serial import load_program, save_program
+from pyclattn.model import Model, load
+from pyclattn.plan import Plan
+from pyclattn.weights import SafeTensors, write_safetensors
+from tests.graph.build import mlp, mlp_result
+
+
+def attention_model(n_heads=2, d=16):
+    """Self-attention of x with two attentions in a row."""
+    ops = []
+    for i, (x, y) in enumerate((("x", "h"), ("h", "y"))):
+        ops += [
+            Op("Reshape", (x, "heads"), (f"q{i}",)),
+            Op("pyclattn:Attention", (f"q{i}",) * 3, (f"a{i}",), {"name": f"layer{i}", "layout": "blhd", "scale": 1.0}),
+            Op("Reshape", (f"a{i}", "flat"), (y,)),
+        ]
+    shape = ("batch", "length", n_heads * d)
+    constants = {"heads": np.array([0, 0, n_heads, d]), "flat": np.array([0, 0, n_heads * d])}
+    return Program([Value("x", "float32", shape)], [Value("y", "float32", shape)], ops, constants)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_program(path, mlp())
+    return path
+
+
+def test_round_trip_of_everything_a_program_can_hold(tmp_path):
+    inner = Program([], [Value("r", "", ("...",))], [Op("Add", ("x", "w"), ("r",))], {"w": np.float32([2])})
+    other = Program([], [Value("r", "", ("...",))], [Op("Add", ("x", "w"), ("r",))], {"w": np.float32([3])})
+    attributes = {"then_branch": inner, "else_branch": other}
+    odd = {
+        "inf": float("inf"),
+        "nan": float("nan"),
+        "list": [1, 2.5, "ü"],
+        "array": np.arange(3),
+        "yes": True,
+        "no": None,
+    }
+    ops = [Op("If", ("c",), ("y",), attributes, name="if"), Op("Identity", ("y",), ("z",), odd)]
+    inputs = [Value("c", "bool", ()), Value("x", "float32", ("n",))]
+    program = Program(inputs, [Value("z", "float32", ("n",))], ops, {}, {"opset": 17, "source": "onnx"})
+    save_program(tmp_path / "m.safetensors", program)
+    again = load_program(tmp_path / "m.safetensors")
+    assert again.inputs == program.inputs
+    assert again.outputs == program.outputs
+    assert again.metadata == program.metadata
+    assert again.ops[0].attributes["then_branch"].constants["w"] == 2
+    assert again.ops[0].attributes["else_branch"].constants["w"] == 3
+    found = again.ops[1].attributes
+    assert found["inf"] == float("inf")
+    assert np.isnan(found["nan"])
+    assert found["list"] == [1, 2.5, "ü"]
+    np.testing.assert_array_equal(found["array"], [0, 1, 2])
+    assert found["yes"] is True
+    assert found["no"] is None
+
+
+def test_a_shared_weight_is_stored_once(tmp_path):
+    program = mlp()
+    program.constants["w2"] = program.constants["w"]
+    program.ops.append(Op("MatMul", ("x", "w2"), ("unused",)))
+    save_program(tmp_path / "m.safetensors", program)
+    assert sorted(SafeTensors(tmp_path / "m.safetensors")) == ["b", "v", "w"]
+    assert set(load_program(tmp_path / "m.safetensors").constants) == {"b", "v", "w", "w2"}
+
+
+def test_load_and_call(path):
+    model = load(path)
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    expected = mlp_result(mlp(), x)
+    np.testing.assert_allclose(model(x=x)["y"], expected, rtol=1e-4, atol=1e-4)
+    (result,) = model.run(None, {"x": x})
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    assert len(model.run(["y", "y"], {"x": x})) == 2
+    with pytest.raises(ArgumentError, match=r"nothing.*y"):
+        model.run(["nothing"], {"x": x})
+
+
+def test_the_weights_stay_in_the_file(path):
+    model = load(path)
+    array = model.program.constants["w"]
+    while array.base is not None and not isinstance(array, np.memmap):
+        array = array.base
+    assert isinstance(array, np.memmap) or "mmap" in type(array).__name__
+
+
+def test_inputs_are_described_as_onnxruntime_does(path):
+    (x,), (y,) = load(path).get_inputs(), load(path).get_outputs()
+    assert (x.name, x.shape, x.type) == ("x", ["rows", 8], "tensor(float)")
+    assert (y.name, y.type) == ("y", "tensor(float)")
+    kinds = {
+        "int64": "tensor(int64)",
+        "float64": "tensor(double)",
+        "bool": "tensor(bool)",
+        "float16": "tensor(float16)",
+    }
+    for dtype, expected in kinds.items():
+        value = Value("v", dtype, ())
+        assert Model(Program([value], [value], [])).get_inputs()[0].type == expected
+
+
+def test_attention_by_name():
+    x = np.random.default_rng(0).standard_normal((1, 200, 32)).astype(np.float32)
+    program = attention_model()
+    exact = Model(program)
+    assert exact.attentions == ["layer0", "layer1"]
+    fast = {"method": "improved-clustered", "n_clusters": 10, "topk": 8}
+    everywhere, first = Model(program, attention=fast), Model(program, attention={"layer0": fast})
+    results = [m(x=x)["y"] for m in (exact, everywhere, first, Model(program, attention={"default": fast}))]
+    np.testing.assert_array_equal(results[1], results[3])
+    for i in range(3):
+        for j in range(i):
+            assert np.abs(results[i] - results[j]).max() > 1e-4
+    heads = x.reshape(1, 200, 2, 16).transpose(0, 2, 1, 3)
+    once = pyclattn.improved_clustered_attention(heads, heads, heads, n_clusters=10, topk=8, scale=1.0)
+    twice = pyclattn.scaled_dot_product_attention(once, once, once, scale=1.0)
+    np.testing.assert_allclose(results[2], twice.transpose(0, 2, 1, 3).reshape(x.shape), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ("nonsense", ["nonsense", "improved-clustered"]),
+        ({"method": "clustered", "topk": 3}, ["clustered", "topk", "n_clusters"]),
+        ({"layer7": "exact"}, ["layer7", "layer0, layer1"]),
+        ({"layer0": 3}, ["3"]),
+    ],
+)
+def test_wrong_attention(attention, words):
+    with pytest.raises(ArgumentError) as caught:
+        Model(attention_model(), attention=attention)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_plan_of_a_plan():
+    plan = Plan.of({"default": "clustered", "layer1": "exact"})
+    assert Plan.of(plan, ["layer1"]) is plan
+    assert plan.choice("layer1") == ("exact", {})
+    assert plan.choice("other") == ("clustered", {"n_clusters": 100})
+
+
+def test_estimate_holds_weights_inputs_and_buffers(path):
+    model = load(path)
+    weights = model.weight_bytes
+    assert weights == (8 * 16 + 16 + 16 * 8) * 4
+    rows = 1000
+    low = weights + rows * (8 + 8 + 16 + 8) * 4  # the caller's x, ours, the hidden layer, and y
+    assert low <= model.estimate(x=(rows, 8)) <= low + rows * 8 * 4 + 2**20
+    with pytest.raises(ArgumentError, match="x"):
+        model.estimate(y=(1, 8))
+    with pytest.raises(ArgumentError, match="rows"):
+        model.estimate(x=(1, 9))
+
+
+def test_max_memory(path):
+    model = load(path, max_memory=200_000)
+    model(x=np.ones((10, 8), np.float32))
+    with pytest.raises(MemoryLimitError, match=r"needs .* bytes"):
+        model(x=np.ones((10_000, 8), np.float32))
+    with pytest.raises(MemoryLimitError, match="weights"):
+        load(path, max_memory=100)
+
+
+def test_n_threads_is_checked(path):
+    with pytest.raises(ArgumentError, match="n_threads"):
+        load(path, n_threads=0)
+
+
+def test_errors_name_the_file(path):
+    model = load(path)
+    with pytest.raises(ArgumentError, match=r"model\.safetensors.*missing x"):
+        model()
+
+
+def test_files_that_are_no_models(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", {"w": np.ones(3)})
+    with pytest.raises(ModelFormatError, match="weights only"):
+        load(tmp_path / "w.safetensors")
+    with pytest.raises(ModelFormatError, match=r"cannot be read"):
+        load(tmp_path / "nothing.safetensors")
+    with pytest.raises(ModelFormatError, match="no such file"):
+        load(tmp_path / "nothing.onnx")
+    (tmp_path / "x.bin").write_bytes(b"")
+    with pytest.raises(ModelFormatError, match=r"\.bin"):
+        load(tmp_path / "x.bin")
+
+
+def test_onnx_without_a_reader_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "x.onnx").write_bytes(b"")
+    monkeypatch.setattr("pyclattn.model.entry_points", lambda group: [])
+    with pytest.raises(ModelFormatError, match=r"pip install pyclattn\[export\]"):
+        load(tmp_path / "x.onnx")
+
+
+def changed(path, change):
+    """The file with its program's JSON changed."""
+    file = SafeTensors(path)
+    data = json.loads(file.metadata["pyclattn.program"])
+    metadata = dict(file.metadata)
+    result = change(data, metadata)
+    metadata["pyclattn.program"] = result if isinstance(result, str) else json.dumps(data)
+    write_safetensors(path, {n: np.array(file[n]) for n in file}, metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d, m: m.update(format_version="2"), "format_version 2"),
+        (lambda d, m: m.update(format_version="x"), "weights only"),
+        (lambda d, m: "{", "malformed"),
+        (lambda d, m: "[" * 100_000, "nested"),
+        (lambda d, m: "3", "object"),
+        (lambda d, m: d.pop("ops") and None, "malformed"),
+        (lambda d, m: d["constants"].update(w="other"), "'other'"),
+        (lambda d, m: d["ops"][0].__setitem__(1, ["nothing"]), "'nothing'"),
+        (lambda d, m: d["ops"][0].__setitem__(1, "xwb"), "list"),
+        (lambda d, m: d["ops"][0].__setitem__(0, 3), "text"),
+        (lambda d, m: d["ops"][0].__setitem__(3, {"a": {"evil": 1}}), "evil"),
+        (lambda d, m: d["ops"][0].__setitem__(3, {"a": {"float": "1e9"}}), "1e9"),
+        (lambda d, m: d["inputs"].__setitem__(0, ["x", "O", []]), "'O'"),
+        (lambda d, m: d["inputs"].__setitem__(0, ["x", "float32", [-1]]), "shape"),
+        (lambda d, m: d["inputs"].append(["x", "float32", []]), "twice"),
+    ],
+)
+def test_altered_programs(path, change, words):
+    changed(path, change)
+    with pytest.raises(ModelFormatError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_unsupported_operators_name_the_file(path):
+    changed(path, lambda d, m: d["ops"][0].__setitem__(0, "Nonsense"))
+    with pytest.raises(UnsupportedOpError, match=r"model\.safetensors.*Nonsense"):
+        load(path)
+
+
+def test_a_nested_program_bomb_is_refused(path):
+    deep = {"inputs": [], "outputs": [], "constants": {}, "ops": [], "metadata": {}}
+    for _ in range(40):
+        deep = {**deep, "ops": [["If", ["x"], ["y"], {"then_branch": {"program": deep}}, ""]]}
+    changed(path, lambda d, m: json.dumps(deep))
+    with pytest.raises(ModelFormatError, match="deep"):
+        load(path)
