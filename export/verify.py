@@ -122,7 +122,7 @@ def difference(name: str, wanted: np.ndarray, found: np.ndarray, padding: np.nda
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return Difference(name, shape, float("inf"), float("inf"), 0.0)
-    largest = float(np.abs(a - b)[finite].max(initial=0))
+    largest = float(np.abs(a[finite] - b[finite]).max(initial=0))
     spread = float(np.ptp(a[finite])) if finite.any() else 0.0
     relative = largest / spread if spread else (0.0 if largest == 0 else float("inf"))
     same = float((a.argmax(-1) == b.argmax(-1)).mean()) if a.ndim else 1.0

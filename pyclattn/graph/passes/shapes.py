@@ -171,6 +171,39 @@ def _matmul(known: Shapes, op: Op):
     return [dims + (() if len(a) == 1 else (left[-2],)) + (() if len(b) == 1 else (right[-1],))]
 
 
+def _fused_matmul(known: Shapes, op: Op):
+    shapes, get = [known.shape(name) for name in op.inputs[:2]], op.attributes.get
+    if None in shapes or get("transBatchA") or get("transBatchB"):
+        return [None]
+    turned = [s[:-2] + s[:-3:-1] if get(flag) else s for s, flag in zip(shapes, ("transA", "transB"))]
+    rank = max(map(len, turned)) - 2
+    heads = [(1,) * (rank - len(s) + 2) + s[:-2] for s in turned]
+    return [tuple(broadcast(x, y) for x, y in zip(*heads)) + (turned[0][-2], turned[1][-1])]
+
+
+def _packed_attention(known: Shapes, op: Op):
+    """ONNX Runtime's Attention and MultiHeadAttention: (batch, length, width of all values)."""
+    x, other = known.shape(op.inputs[0]), known.shape(op.inputs[1 if op.kind.endswith(":Attention") else 2])
+    if len(x) != 3:
+        return [None]
+    if op.kind.endswith(":Attention"):
+        sizes = op.attributes.get("qkv_hidden_sizes")
+        return [(*x[:2], sizes[2] if sizes else other[-1] // 3)]
+    return [(*x[:2], other[-1])]
+
+
+def _onnx_attention(known: Shapes, op: Op):
+    q, v = known.shape(op.inputs[0]), known.shape(op.inputs[2])
+    if len(q) == 4:
+        return [(*q[:3], v[3])]
+    return [(*q[:2], v[2] // op.attributes["kv_num_heads"] * op.attributes["q_num_heads"])]
+
+
+def _skip_norm(known: Shapes, op: Op):
+    shape = known.shape(op.inputs[0])
+    return [shape, None, None, shape]
+
+
 def _gemm(known: Shapes, op: Op):
     a, b = known.shape(op.inputs[0]), known.shape(op.inputs[1])
     return [(a[1 if op.attributes.get("transA") else 0], b[0 if op.attributes.get("transB") else 1])]
@@ -524,7 +557,8 @@ _SAME = (
     "IsNaN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mish Neg Not QuantizeLinear RMSNormalization "
     "Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh ThresholdedRelu Trilu "
     "ScatterElements ScatterND BitwiseNot DynamicQuantizeLinear RotaryEmbedding Swish ReverseSequence EyeLike "
-    "pyclattn:LayerNorm pyclattn:RMSNorm pyclattn:Gelu pyclattn:Rotary"
+    "pyclattn:LayerNorm pyclattn:RMSNorm pyclattn:Gelu pyclattn:Rotary com.microsoft:BiasGelu com.microsoft:FastGelu "
+    "com.microsoft:Gelu com.microsoft:QuickGelu com.microsoft:RotaryEmbedding SimplifiedLayerNormalization"
 )
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
@@ -564,6 +598,12 @@ RULES: dict[str, Callable[[Shapes, Op], list | None]] = {
     "OneHot": _one_hot,
     "pyclattn:Linear": _linear,
     "pyclattn:Attention": _attention,
+    "Attention": _onnx_attention,
+    "com.microsoft:Attention": _packed_attention,
+    "com.microsoft:MultiHeadAttention": _packed_attention,
+    "com.microsoft:FusedMatMul": _fused_matmul,
+    "com.microsoft:SkipLayerNormalization": _skip_norm,
+    "com.microsoft:SkipSimplifiedLayerNormalization": _skip_norm,
 }
 
 
