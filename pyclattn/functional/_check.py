@@ -56,6 +56,19 @@ def attention_inputs(query: Given, key: Given, value: Given, is_packed: bool) ->
     return q, k, v
 
 
+def writable(name: str, given: Given, shape: tuple[int, ...]) -> Float32:
+    """An array of the caller's to write a result into: float32, this shape, contiguous rows."""
+    if not isinstance(given, np.ndarray) or given.dtype != np.float32:
+        raise DTypeError(f"{name} must be a float32 array, got {getattr(given, 'dtype', type(given).__name__)}")
+    if given.shape != shape:
+        raise ShapeError(f"{name} must have shape {shape}, got {given.shape}")
+    if not given.flags.writeable:
+        raise ArgumentError(f"{name} must be writable, got a read-only array")
+    if not is_readable(given) or (shape[-1] > 1 and given.strides[-1] != given.itemsize):
+        raise ArgumentError(f"{name} must have contiguous rows, got strides {given.strides}")
+    return given
+
+
 def whole(name: str, given: Given, least: int, most: int | None = None) -> int:
     """``given`` as an int within [least, most]."""
     try:

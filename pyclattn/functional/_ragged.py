@@ -90,13 +90,18 @@ def locate(
     return packed(own), packed(others)
 
 
-def like(query: Float32, width: int, fill: bool) -> Float32:
-    """An output (batch, heads, length, width) in the memory order of the query, zeros if ``fill``.
+def output(query: Float32, width: int, given: Given, is_packed: bool, fill: bool) -> Float32:
+    """Where the result goes: ``given``, or a new array (batch, heads, length, width); zeros if ``fill``.
 
     A query that is a view of (batch, length, heads, head_dim), as a projection writes it, gets an output of the same
     kind, so that the heads can be joined again without a copy.
     """
     batch, heads, length, _ = query.shape
+    if given is not None:
+        out = _check.writable("out", given, (batch, heads, length, width)[is_packed:])
+        if fill:
+            out[...] = 0
+        return out[None] if is_packed else out
     make = np.zeros if fill else np.empty
     if heads > 1 and length > 1 and abs(query.strides[1]) < abs(query.strides[2]):
         return make((batch, length, heads, width), np.float32).swapaxes(1, 2)

@@ -39,6 +39,7 @@ def clustered_attention(
     offsets: Given = None,
     key_offsets: Given = None,
     n_threads: int | None = None,
+    out: Given = None,
 ) -> Float32:
     """Attention of query clusters: each query gets the output of its cluster's mean query. O(L + S) time and memory.
 
@@ -73,6 +74,8 @@ def clustered_attention(
         A ragged batch packed along the token axis; ``key_offsets`` where the keys' lengths differ.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
+    out : float32 array (B, H, L, E), or (H, T, E), optional
+        Where the result goes; any strides with contiguous rows. Must not overlap the inputs.
 
     Returns
     -------
@@ -98,7 +101,7 @@ def clustered_attention(
     (1, 2, 300, 16)
     """
     return _attend(
-        query, key, value, 0, False, scale, offsets, key_offsets, query_padding_mask, key_padding_mask, n_threads,
+        query, key, value, 0, False, scale, offsets, key_offsets, query_padding_mask, key_padding_mask, n_threads, out,
         (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
     )  # fmt: skip
 
@@ -123,13 +126,14 @@ def improved_clustered_attention(
     offsets: Given = None,
     key_offsets: Given = None,
     n_threads: int | None = None,
+    out: Given = None,
 ) -> Float32:
     """Clustered attention whose ``topk`` strongest keys of each cluster are attended to exactly, query by query.
 
     Parameters
     ----------
     query, key, value, n_clusters, n_bits, n_iterations, clustering, key_padding_mask, query_padding_mask, planes, \
-start, seed, scale, offsets, key_offsets, n_threads
+start, seed, scale, offsets, key_offsets, n_threads, out
         As in `clustered_attention`.
     topk : int
         Keys with the largest logits of each cluster's mean query, ties to the first.
@@ -165,13 +169,14 @@ start, seed, scale, offsets, key_offsets, n_threads
     is_causal = _check.flag("is_causal", is_causal)
     return _attend(
         query, key, value, topk, is_causal, scale, offsets, key_offsets, query_padding_mask, key_padding_mask,
-        n_threads, (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
+        n_threads, out, (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
     )  # fmt: skip
 
 
 def _attend(
     query: Given, key: Given, value: Given, topk: int, is_causal: bool, scale: Given, offsets: Given,
-    key_offsets: Given, query_padding_mask: Given, key_padding_mask: Given, n_threads: Given, how: tuple,
+    key_offsets: Given, query_padding_mask: Given, key_padding_mask: Given, n_threads: Given,
+    given_out: Given, how: tuple,
 ) -> Float32:  # fmt: skip
     """Check, then go through the batch in rounds of sequences."""
     q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
@@ -181,7 +186,7 @@ def _attend(
     if is_causal and offsets is None and q.shape[2] != k.shape[2]:
         raise ShapeError(f"is_causal needs as many keys as queries, got query {q.shape} and key {k.shape}")
     asked = recipe(queries, q.shape[3], *how)
-    out = _ragged.like(q, v.shape[3], fill=True)
+    out = _ragged.output(q, v.shape[3], given_out, offsets is not None, fill=True)
     if out.size == 0:
         return out if offsets is None else out[0]
     # padded rows are their own positions; a packed sequence's rows start anywhere

@@ -33,6 +33,7 @@ def scaled_dot_product_attention(
     offsets: Given = None,
     key_offsets: Given = None,
     n_threads: int | None = None,
+    out: Given = None,
 ) -> Float32:
     """Exact attention, ``softmax(scale * query key^T) value``, in memory that grows with L + S, never with L x S.
 
@@ -56,6 +57,8 @@ def scaled_dot_product_attention(
         where the keys' lengths differ.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
+    out : float32 array (B, H, L, E), or (H, T, E), optional
+        Where the result goes; any strides with contiguous rows. Must not overlap the inputs.
 
     Returns
     -------
@@ -87,9 +90,9 @@ def scaled_dot_product_attention(
     threads = _threads.resolve(n_threads)
     allowed, bias, key_padding_mask = _masks(attn_mask, key_padding_mask, q, k, offsets is not None)
     queries, keys = _ragged.locate(q, k, offsets, key_offsets, None, key_padding_mask)
-    out = _ragged.like(q, v.shape[3], fill=False)
-    if out.size == 0:
-        return out if offsets is None else out[0]
+    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=False)
+    if result.size == 0:
+        return result if offsets is None else result[0]
 
     lengths, n_heads = queries.lengths, q.shape[1]
     work = int(lengths @ keys.lengths) * n_heads * (q.shape[3] + v.shape[3])
@@ -98,9 +101,9 @@ def scaled_dot_product_attention(
     chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal, is_packed)
     launch(
         "attention.attend", threads, q, queries.spans, k, v, keys.spans, keys.index,
-        allowed, bias, is_causal, factor, tasks, chunk, out,
+        allowed, bias, is_causal, factor, tasks, chunk, result,
     )  # fmt: skip
-    return out if offsets is None else out[0]
+    return result if offsets is None else result[0]
 
 
 @lru_cache(maxsize=64)

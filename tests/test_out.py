@@ -1,0 +1,75 @@
+"""``out=``: the result lands in the caller's array, whatever its layout; one that cannot hold it is refused."""
+
+import numpy as np
+import pytest
+
+import pyclattn
+from pyclattn.errors import ArgumentError, DTypeError, ShapeError
+
+FUNCTIONS = {
+    "exact": pyclattn.scaled_dot_product_attention,
+    "clustered": lambda *a, **k: pyclattn.clustered_attention(*a, n_clusters=8, **k),
+    "improved": lambda *a, **k: pyclattn.improved_clustered_attention(*a, n_clusters=8, topk=5, **k),
+}
+
+
+@pytest.fixture(params=FUNCTIONS.values(), ids=FUNCTIONS)
+def attention(request):
+    return request.param
+
+
+def _inputs(width=16):
+    rng = np.random.default_rng(0)
+    return tuple(rng.standard_normal((2, 3, 100, w), dtype=np.float32) for w in (16, 16, width))
+
+
+@pytest.mark.parametrize("width", [16, 5])
+def test_every_layout_with_contiguous_rows(attention, width):
+    tensors = _inputs(width)
+    want = attention(*tensors)
+    wide = np.full((2, 100, 3, 2 * width), np.nan, np.float32)
+    for out in (
+        np.empty_like(want),
+        wide.swapaxes(1, 2)[..., :width],
+        np.empty((100, 2, 3, width), "f4").transpose(1, 2, 0, 3),
+    ):
+        assert attention(*tensors, out=out) is out
+        np.testing.assert_array_equal(out, want)
+    assert np.isnan(wide[..., width:]).all()
+
+
+def test_packed(attention):
+    tensors = [x[0] for x in _inputs()]
+    out = np.empty((3, 100, 16), np.float32)
+    got = attention(*tensors, offsets=[0, 20, 20, 100], out=out)
+    assert np.shares_memory(got, out)
+    np.testing.assert_array_equal(out, attention(*tensors, offsets=[0, 20, 20, 100]))
+
+
+def test_padded_queries_are_written_as_zeros():
+    tensors = _inputs()
+    out = np.full((2, 3, 100, 16), np.nan, np.float32)
+    padding = np.zeros((2, 100), bool)
+    padding[0, 40:] = True
+    FUNCTIONS["improved"](*tensors, query_padding_mask=padding, out=out)
+    assert not out[0, :, 40:].any()
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "says"),
+    [
+        (
+            np.empty((2, 3, 100, 15), np.float32),
+            ShapeError,
+            r"out must have shape \(2, 3, 100, 16\), got \(2, 3, 100, 15\)",
+        ),
+        (np.empty((2, 3, 100, 16)), DTypeError, "out must be a float32 array, got float64"),
+        ([0.0], DTypeError, "out must be a float32 array, got list"),
+        (np.empty((2, 3, 16, 100), np.float32).swapaxes(2, 3), ArgumentError, "out must have contiguous rows"),
+        (np.broadcast_to(np.float32(0), (2, 3, 100, 16)), ArgumentError, "out must be writable"),
+    ],
+)
+def test_refused(attention, out, error, says):
+    with pytest.raises(error, match=says):
+        attention(*_inputs(), out=out)
