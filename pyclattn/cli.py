@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,11 +46,12 @@ def _is_number(text: str) -> bool:
 
 def size(n: int) -> str:
     """Bytes for people: ``size(1536) == '1.5 kB'``, in powers of 1,000."""
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.2f} GB"
+    if n < 1000:
+        return f"{n} B"
+    for unit, factor in (("kB", 1e3), ("MB", 1e6)):
+        if n < 1000 * factor:
+            return f"{n / factor:.1f} {unit}"
+    return f"{n / 1e9:.2f} GB"
 
 
 def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -193,7 +195,15 @@ def _run(arguments: argparse.Namespace) -> None:
     if out.suffix == ".npy":
         write_atomically(out, lambda file: np.save(file, results[outputs[0]], allow_pickle=False))
     else:
-        write_atomically(out, lambda file: np.savez(file, **results))
+        write_atomically(out, lambda file: write_npz(file, results))
+
+
+def write_npz(file, arrays: dict[str, np.ndarray]) -> None:
+    """What ``np.savez`` writes, for arrays of any name (its own parameters have names too)."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def profile_table(events) -> str:

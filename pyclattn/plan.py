@@ -88,10 +88,8 @@ class Plan:
 def _choice(value) -> Choice:
     if isinstance(value, Choice):
         return value
-    method, parameters = (value, {}) if isinstance(value, str) else (None, None)
-    if isinstance(value, Mapping):
-        parameters = dict(value)
-        method = parameters.pop("method", None)
+    parameters: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {}
+    method = value if isinstance(value, str) else parameters.pop("method", None)
     if method not in METHODS:
         raise ArgumentError(f"attention must be one of {', '.join(METHODS)}, got {method if method else value!r}")
     unknown = sorted(set(parameters) - PARAMETERS[method])

@@ -101,7 +101,7 @@ class Kernel:
     bind : function (inputs, outputs, scratch) -> function ()
         Arrays that will not move; the result does the work. ``scratch`` is an uint8 array, or None.
     view : function (inputs) -> ndarray, optional
-        Instead of ``bind``: the only output is a view into input 0.
+        Instead of ``bind``: the output is a view into input 0, or the outputs are, as a list.
     inplace : tuple of int
         Inputs that output 0 may overwrite where they have its shape and dtype.
     scratch : int
@@ -112,7 +112,7 @@ class Kernel:
 
     outputs: list[Spec]
     bind: Callable[[Arrays, Arrays, Any], Callable[[], Any]] | None = None
-    view: Callable[[Arrays], np.ndarray] | None = None
+    view: Callable[[Arrays], np.ndarray | list[np.ndarray]] | None = None
     inplace: tuple[int, ...] = ()
     scratch: int = 0
     transient: int = 0
@@ -150,7 +150,7 @@ class Node:
         if not self.has(i):
             raise ModelFormatError(f"input {i} is missing: {len(self.op.inputs)} given")
         spec = self.specs[i]
-        if spec is None:
+        if not isinstance(spec, Spec):
             raise Unknown(i)
         return spec
 
@@ -162,7 +162,8 @@ class Node:
 
     def known(self, i: int) -> bool:
         """Whether the content of input ``i`` is known before the run."""
-        return self.has(i) and isinstance(self.specs[i], Spec) and self.specs[i].value is not None
+        spec = self.specs[i] if i < len(self.specs) else None
+        return isinstance(spec, Spec) and spec.value is not None
 
     def value(self, i: int) -> np.ndarray:
         """The content of input ``i``; the operator is built in the run where that is not known before."""
@@ -238,6 +239,11 @@ def view(node: Node, function: Callable[[np.ndarray], np.ndarray]) -> Kernel:
     """A kernel whose output is ``function(input 0)``, a view."""
     out = function(node.spec(0).dummy())
     return Kernel([Spec.of(out)], view=lambda ins: function(ins[0]))
+
+
+def at(axis: int, *index: Any) -> tuple:
+    """The index that takes ``index`` from ``axis`` on and all of the axes before it: ``x[at(1, 3)] is x[:, 3]``."""
+    return (slice(None),) * axis + index
 
 
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:

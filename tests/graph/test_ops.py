@@ -38,7 +38,8 @@ def test_erf_is_right_to_float32():
 
 def test_erf_at_the_ends():
     y = np.empty(4, np.float32)
-    erf(np.array([-np.inf, np.inf, 1e30, np.nan], np.float32), y)
+    with np.errstate(all="ignore"):  # as the executor does
+        erf(np.array([-np.inf, np.inf, 1e30, np.nan], np.float32), y)
     np.testing.assert_array_equal(y, [-1, 1, 1, np.nan])
 
 

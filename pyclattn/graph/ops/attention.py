@@ -342,7 +342,7 @@ def _rotary_embedding(node: Node) -> Kernel:
         raise ShapeError(f"cos and sin must have {rotated // 2} columns, got {width}")
 
     def run(*ins):
-        data, cos, sin, places = ins[0], *(ins[2:4] if contrib else ins[1:3]), None
+        data, (cos, sin) = ins[0], (ins[2:4] if contrib else ins[1:3])
         places = ins[1] if contrib else (ins[3] if len(ins) > 3 else None)
         a = data.transpose(0, 2, 1, 3) if x.ndim == 4 else data.reshape(b, length, heads, -1)
         if places is not None:

@@ -13,7 +13,7 @@ from pyclattn.graph.blas import single
 from pyclattn.graph.ops.linear import SPLIT
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.ops.windows import Slots, Window, padded, sliding, window
-from pyclattn.graph.spec import Kernel, Node, Spec
+from pyclattn.graph.spec import Kernel, Node, Spec, at
 
 # Unfolded input of one task: with the weights and its part of the output about the size of an L2 cache (1 MB) or two.
 TASK_BYTES = 1 << 20
@@ -84,7 +84,7 @@ def convolution(x: Spec, weight: Spec, w: Window, groups: int, bias: bool, node:
                 g, i = tasks[t]
                 into = target[g * m : (g + 1) * m].reshape(m, positions)[:, i * rest : (i + step) * rest]
                 d = len(w.kernel)
-                piece = views[(g, slice(None), *(slice(None),) * d, slice(i, i + step))]
+                piece = views[g][at(1 + d, slice(i, i + step))]
                 if pointwise:
                     np.matmul(flat_weight[g], piece.reshape(k, -1), into)
                 else:
@@ -124,8 +124,8 @@ def _depthwise(source, weight, shift, target, w: Window, outputs, n_threads: int
             into = into.astype(np.float32)
         into[...] = 0 if shift is None else shift[i : i + each].reshape(-1, *(1,) * len(outputs))
         for place in every(*(range(n) for n in w.kernel)):
-            factor = weight[(slice(i, i + each), 0, *place)].reshape(-1, *(1,) * len(outputs))
-            into += np.multiply(views[(slice(i, i + each), *place)], factor, dtype=into.dtype)
+            factor = weight[(slice(i, i + each), 0) + place].reshape(-1, *(1,) * len(outputs))
+            into += np.multiply(views[(slice(i, i + each),) + place], factor, dtype=into.dtype)
         if into.dtype != target.dtype:
             target[i : i + each] = into
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial, reduce
 
 import numpy as np
@@ -48,14 +49,13 @@ def _unary(kind: str, function, dtype=None, floating: bool = False, blocked: boo
         return _map(node, function, [0], dtype, blocked)
 
 
-for _kind, _function in {
+_SIMPLE: dict[str, Callable] = {
     "Abs": np.absolute,
     "Neg": np.negative,
     "Sign": np.sign,
     "BitwiseNot": np.invert,
-}.items():
-    _unary(_kind, _function)
-for _kind, _function in {
+}
+_FLOATING: dict[str, Callable] = {
     "Exp": np.exp,
     "Log": np.log,
     "Sqrt": np.sqrt,
@@ -78,10 +78,16 @@ for _kind, _function in {
     "Sigmoid": f.sigmoid,
     "HardSwish": f.hard_swish,
     "Softsign": f.softsign,
-}.items():
-    _unary(_kind, _function, floating=True, blocked=_kind in ("HardSwish", "Softsign"))
-for _kind, _function in {"Erf": f.erf, "Softplus": f.softplus, "Mish": f.mish}.items():
-    _unary(_kind, _function, floating=True, blocked=True)
+    "Erf": f.erf,
+    "Softplus": f.softplus,
+    "Mish": f.mish,
+}
+# these make temporaries
+_BLOCKED = {"Sigmoid", "HardSwish", "Softsign", "Erf", "Softplus", "Mish"}
+for _kind, _function in _SIMPLE.items():
+    _unary(_kind, _function)
+for _kind, _function in _FLOATING.items():
+    _unary(_kind, _function, floating=True, blocked=_kind in _BLOCKED)
 _unary("Not", np.logical_not, bool)
 _unary("IsNaN", np.isnan, bool)
 
@@ -214,16 +220,15 @@ def _binary(kind: str, ufunc, dtype=None) -> None:
         return _map(node, ufunc, [0, 1], dtype)
 
 
-for _kind, _ufunc in {
+_ARITHMETIC: dict[str, Callable] = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
     "BitwiseAnd": np.bitwise_and,
     "BitwiseOr": np.bitwise_or,
     "BitwiseXor": np.bitwise_xor,
-}.items():
-    _binary(_kind, _ufunc)
-for _kind, _ufunc in {
+}
+_COMPARISONS: dict[str, Callable] = {
     "Equal": np.equal,
     "Greater": np.greater,
     "GreaterOrEqual": np.greater_equal,
@@ -232,8 +237,11 @@ for _kind, _ufunc in {
     "And": np.logical_and,
     "Or": np.logical_or,
     "Xor": np.logical_xor,
-}.items():
-    _binary(_kind, _ufunc, bool)
+}
+for _kind, _function in _ARITHMETIC.items():
+    _binary(_kind, _function)
+for _kind, _function in _COMPARISONS.items():
+    _binary(_kind, _function, bool)
 
 
 @op("Div")

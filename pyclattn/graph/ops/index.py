@@ -6,7 +6,7 @@ import numpy as np
 
 from pyclattn.errors import ModelFormatError, ShapeError
 from pyclattn.graph.ops.registry import op
-from pyclattn.graph.spec import Kernel, Node, Spec, simple, view
+from pyclattn.graph.spec import Kernel, Node, Spec, at, simple, view
 
 
 def check_bounds(index: np.ndarray, n: int) -> None:
@@ -21,12 +21,11 @@ def _gather(node: Node) -> Kernel:
     x, index = node.spec(0), node.spec(1)
     axis = node.axis(node.attr("axis", 0), x.ndim)
     n = x.shape[axis]
-    lead = (slice(None),) * axis
     if node.known(1):
         where = node.value(1)
         check_bounds(where, n)
         if where.ndim == 0:
-            return view(node, lambda a: a[(*lead, int(where))])
+            return view(node, lambda a: a[at(axis, int(where))])
     shape = x.shape[:axis] + index.shape + x.shape[axis + 1 :]
     known = node.known(1)
 
@@ -71,7 +70,7 @@ def _gather_nd(node: Node) -> Kernel:
     def run(a, where):
         for i in range(k):
             check_bounds(where[..., i], a.shape[b + i])
-        return a[(*_grid(index.shape[:-1], b), *np.moveaxis(where, -1, 0))]
+        return a[tuple(_grid(index.shape[:-1], b)) + tuple(np.moveaxis(where, -1, 0))]
 
     return simple([Spec(index.shape[:-1] + x.shape[b + k :], x.dtype)], run)
 
@@ -93,7 +92,7 @@ def _combine(node: Node):
 
 def _scatter_into(node: Node, index_of) -> Kernel:
     """Copy input 0 and write input 2 at ``index_of(input 1)``."""
-    x, at = node.spec(0), _combine(node)
+    x, combine = node.spec(0), _combine(node)
     node.spec(2)
 
     def bind(ins, outs, scratch):
@@ -103,10 +102,10 @@ def _scatter_into(node: Node, index_of) -> Kernel:
             places = index_of(where)
             if out is not data:
                 np.copyto(out, data)
-            if at is None:
+            if combine is None:
                 out[places] = updates
             else:
-                at(out, places, updates)
+                combine(out, places, updates)
 
         return run
 

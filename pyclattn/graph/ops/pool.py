@@ -9,7 +9,7 @@ import numpy as np
 from pyclattn.errors import ShapeError
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.ops.windows import Window, padded, sliding, window
-from pyclattn.graph.spec import Kernel, Node, Spec, simple
+from pyclattn.graph.spec import Kernel, Node, Spec, at, simple
 
 
 def _windows(node: Node) -> tuple[Window, tuple[int, ...], tuple[int, ...]]:
@@ -39,20 +39,20 @@ def _max_pool(node: Node) -> Kernel:
         views = sliding(padded(a, w.begin, reach, _lowest(x.dtype)), w, outputs)
         result = np.full(out.shape, _lowest(x.dtype), x.dtype)
         for place in every(*(range(k) for k in w.kernel)):
-            np.maximum(result, views[(slice(None), slice(None), *place)], out=result)
+            np.maximum(result, views[at(2, *place)], out=result)
         if not node.wants(1):
             return result
         flat = views.transpose(0, 1, *range(2 + d, 2 + 2 * d), *range(2, 2 + d)).reshape(*out.shape, -1)
         best = np.unravel_index(np.argmax(flat, -1), w.kernel)
         index = np.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], *(1,) * d)
         spatial = list(x.shape[2:])
-        at = [
+        places = [
             np.arange(o).reshape([-1 if i == j else 1 for j in range(d)]) * s + b * dil - p
             for i, (o, s, b, dil, p) in enumerate(zip(outputs, w.strides, best, w.dilations, w.begin))
         ]
         axes = range(d) if not node.attr("storage_order", 0) else range(d - 1, -1, -1)
         for i in axes:
-            index = index * spatial[i] + at[i]
+            index = index * spatial[i] + places[i]
         return result, index
 
     if node.wants(1):
@@ -78,7 +78,7 @@ def _average_pool(node: Node) -> Kernel:
         views = sliding(padded(a, w.begin, reach, 0), w, outputs)
         result = np.zeros(out.shape, x.dtype)
         for place in every(*(range(k) for k in w.kernel)):
-            part = views[(slice(None), slice(None), *place)]
+            part = views[at(2, *place)]
             result += part if node.kind == "AveragePool" else np.abs(part) ** p
         return result / count if node.kind == "AveragePool" else result ** (1 / p)
 

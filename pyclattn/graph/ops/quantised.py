@@ -247,8 +247,8 @@ def _qlinear_matmul(node: Node) -> Kernel:
         node.spec(i)
 
     def run(x, scale_x, zero_x, y, scale_y, zero_y, scale_out, zero_out):
-        scale_x, x_, y_ = _row_zero(scale_x), *_matrices(x, y)
-        product = integer_matmul(x_, y_, _row_zero(zero_x), _column_zero(zero_y), threads).astype(np.float32)
+        scale_x, (left, right) = _row_zero(scale_x), _matrices(x, y)
+        product = integer_matmul(left, right, _row_zero(zero_x), _column_zero(zero_y), threads).astype(np.float32)
         factor = scale_x * _column_zero(scale_y) / _row_zero(scale_out)
         y_out = np.rint(product * np.asarray(factor, np.float32)) + np.asarray(_row_zero(zero_out), np.float32)
         limits = np.iinfo(out.dtype)

@@ -7,7 +7,7 @@ import numpy as np
 from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import op
-from pyclattn.graph.spec import Kernel, Node, Spec, simple
+from pyclattn.graph.spec import Kernel, Node, Spec, at, simple
 
 
 def _log_sum_exp(x, axis, keepdims, out):
@@ -29,11 +29,15 @@ def _minimum(x, axis, keepdims, out):
 
 def _mean(x, axis, keepdims, out):
     n = x.size // max(out.size, 1)
-    np.add.reduce(x, axis, x.dtype, out, keepdims)
+    np.add.reduce(x, axis, x.dtype, out, keepdims=keepdims)
     if x.dtype.kind == "f":
         np.multiply(out, 1 / max(n, 1), out)
     else:
         np.floor_divide(out, max(n, 1), out)
+
+
+def _sum(x, axis, keepdims, out):
+    return np.add.reduce(x, axis, x.dtype, out, keepdims=keepdims)
 
 
 def _norm2(x, axis, keepdims, out):
@@ -42,15 +46,17 @@ def _norm2(x, axis, keepdims, out):
 
 
 REDUCTIONS = {
-    "ReduceSum": lambda x, axis, keepdims, out: np.add.reduce(x, axis, x.dtype, out, keepdims),
-    "ReduceProd": lambda x, axis, keepdims, out: np.multiply.reduce(x, axis, x.dtype, out, keepdims),
+    "ReduceSum": _sum,
+    "ReduceProd": lambda x, axis, keepdims, out: np.multiply.reduce(x, axis, x.dtype, out, keepdims=keepdims),
     "ReduceMean": _mean,
     "ReduceMax": _maximum,
     "ReduceMin": _minimum,
-    "ReduceL1": lambda x, axis, keepdims, out: np.add.reduce(np.abs(x), axis, x.dtype, out, keepdims),
+    "ReduceL1": lambda x, axis, keepdims, out: _sum(np.abs(x), axis, keepdims, out),
     "ReduceL2": _norm2,
-    "ReduceSumSquare": lambda x, axis, keepdims, out: np.add.reduce(np.square(x), axis, x.dtype, out, keepdims),
-    "ReduceLogSum": lambda x, axis, keepdims, out: np.log(np.add.reduce(x, axis, x.dtype, out, keepdims), out),
+    "ReduceSumSquare": lambda x, axis, keepdims, out: np.add.reduce(
+        np.square(x), axis, x.dtype, out, keepdims=keepdims
+    ),
+    "ReduceLogSum": lambda x, axis, keepdims, out: np.log(_sum(x, axis, keepdims, out), out),
     "ReduceLogSumExp": _log_sum_exp,
 }
 # these make a temporary as large as the input
@@ -63,12 +69,12 @@ def _reduce(node: Node) -> Kernel:
     axes = node.ints(1) if node.has(1) else []
     keepdims = bool(node.attr("keepdims", 1))
     if not axes and node.attr("noop_with_empty_axes", 0):
-        axis: tuple[int, ...] = ()
+        axis: tuple[int, ...] | None = ()
     else:
         axis = node.axes(axes, x.ndim) or tuple(range(x.ndim))
-    shape = [1 if i in axis else n for i, n in enumerate(x.shape)]
+    shape = [1 if i in (axis or ()) else n for i, n in enumerate(x.shape)]
     if not keepdims:
-        shape = [n for i, n in enumerate(x.shape) if i not in axis]
+        shape = [n for i, n in enumerate(x.shape) if i not in (axis or ())]
     if axis == () and x.ndim == 0:
         axis = None
     function = REDUCTIONS[node.kind]
@@ -149,7 +155,6 @@ def _cumulative(node: Node) -> Kernel:
     x, axis = node.spec(0), node.axis(int(node.scalar(1)), node.spec(0).ndim)
     exclusive, reverse = node.attr("exclusive", 0), node.attr("reverse", 0)
     ufunc, empty = (np.add, 0) if node.kind == "CumSum" else (np.multiply, 1)
-    lead = (slice(None),) * axis
 
     def run(a, *_):
         if reverse:
@@ -157,7 +162,7 @@ def _cumulative(node: Node) -> Kernel:
         total = ufunc.accumulate(a, axis, x.dtype)
         if exclusive:
             shifted = np.full_like(total, empty)
-            shifted[(*lead, slice(1, None))] = total[(*lead, slice(None, -1))]
+            shifted[at(axis, slice(1, None))] = total[at(axis, slice(None, -1))]
             total = shifted
         return np.flip(total, axis) if reverse else total
 

@@ -201,7 +201,7 @@ def _grid_sample(node: Node) -> Kernel:
                     p = _inside(p, n, border, corners)
                 index.append(np.clip(p, 0, n - 1).astype(np.int64))
             batch = np.arange(x.shape[0]).reshape(-1, *(1,) * d)
-            picked = a[(batch, slice(None), *index)]  # (N, ..., C)
+            picked = a[(batch, slice(None)) + tuple(index)]  # (N, ..., C)
             result += np.moveaxis(picked * weight[..., None], -1, 1)
         return result
 

@@ -7,7 +7,7 @@ import numpy as np
 from pyclattn.errors import ModelFormatError, ShapeError
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import element_type, op
-from pyclattn.graph.spec import Kernel, Node, Spec, constant, simple, view
+from pyclattn.graph.spec import Kernel, Node, Spec, at, constant, simple, view
 
 
 def viewable(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -193,11 +193,11 @@ def _concat(node: Node) -> Kernel:
     threads = node.settings.n_threads
 
     def bind(ins, outs, scratch):
-        out, lead = outs[0], (slice(None),) * axis
+        out = outs[0]
         if out.size < blocks.PARALLEL:
             return lambda: np.concatenate(ins, axis, out)
         starts = [0, *ends[:-1]]
-        calls = [blocks.elementwise(_copy, [x], out[(*lead, slice(a, b))], threads)
+        calls = [blocks.elementwise(_copy, [x], out[at(axis, slice(a, b))], threads)
                  for x, a, b in zip(ins, starts, ends) if a < b]  # fmt: skip
 
         def run():
@@ -222,7 +222,7 @@ def _split(node: Node) -> Kernel:
     if sum(lengths) != n or len(lengths) != parts or min(lengths) < 0:
         raise ShapeError(f"cannot split {n} into {lengths} for {parts} outputs")
     ends = np.cumsum(lengths).tolist()
-    where = [(slice(None),) * axis + (slice(b - n, b),) for n, b in zip(lengths, ends)]
+    where = [at(axis, slice(b - n, b)) for n, b in zip(lengths, ends)]
     dummy = x.dummy()
     return Kernel([Spec.of(dummy[w]) for w in where], view=lambda ins: [ins[0][w] for w in where])
 

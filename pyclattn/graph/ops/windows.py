@@ -82,9 +82,9 @@ def padded(x: np.ndarray, begin, end, fill, into: np.ndarray | None = None) -> n
     out = np.empty(shape, x.dtype) if into is None else into
     out[...] = fill
     source = tuple(slice(max(0, -b), n - max(0, -e)) for n, b, e in zip(x.shape[lead:], begin, end))
-    inner = x[(..., *source)]
+    inner = x[(...,) + source]
     target = tuple(slice(max(0, b), max(0, b) + n) for b, n in zip(begin, inner.shape[lead:]))
-    out[(..., *target)] = inner
+    out[(...,) + target] = inner
     return out
 
 
