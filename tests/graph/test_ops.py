@@ -1,6 +1,7 @@
 """Operators beside ONNX's own node cases: fused kinds, ONNX Runtime's kinds, blocks and threads, layouts."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,3 +286,14 @@ def test_supported_ops_are_sorted_names():
     names = supported_ops()
     assert names == sorted(names)
     assert {"MatMul", "com.microsoft:Attention", "pyclattn:Attention"} <= set(names)
+
+
+def test_the_docs_list_what_runs():
+    text = (Path(__file__).parents[2] / "docs" / "graph.md").read_text()
+    listed = set()
+    for section in text.split("\n### ")[1:]:
+        head, _, names = section.partition("\n")
+        domain = head.split()[0]
+        prefix = "" if domain == "ONNX" else f"{domain}:"
+        listed |= {prefix + name.strip() for name in names.replace("\n", " ").split(",")}
+    assert listed == set(supported_ops())
