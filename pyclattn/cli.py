@@ -96,7 +96,7 @@ def _info(arguments: argparse.Namespace) -> None:
         print("\n".join(supported_ops()))
         return
     from pyclattn.graph.program import walk
-    from pyclattn.model import ATTENTION, load
+    from pyclattn.model import load
 
     model = load(arguments.file)
     program = model.program
@@ -109,21 +109,15 @@ def _info(arguments: argparse.Namespace) -> None:
     print(f"operators   {sum(counts.values()):,} of {len(counts)} kinds\n")
     if arguments.ops:
         print(table(counts.most_common(), ("op", "count")) + "\n")
-    found = [op for op in walk(program) if op.kind == ATTENTION]
+    shapes = _shapes(arguments.shape)
+    found = model.describe_attentions(**shapes)
     if found:
-        rows = []
-        for op in found:
-            a = op.attributes
-            given = [*op.inputs, "", ""]
-            mask = "causal" if a.get("is_causal") else "padding" if given[4] else "pair" if given[3] else "none"
-            if given[3] and given[4]:
-                mask = "pair and padding"
-            rows.append((a.get("name", op.name), mask, a.get("n_heads", "")))
-        print(f"attentions\n{table(rows, ('name', 'mask', 'heads'))}\n")
+        columns = [c for c in found[0] if c != "method"]
+        print(f"attentions\n{table([[a.get(c, '') for c in columns] for a in found], columns)}\n")
     else:
         print("attentions  none that can be replaced\n")
-    if arguments.shape:
-        print(f"memory of a run: {size(model.estimate(**_shapes(arguments.shape)))}")
+    if shapes:
+        print(f"memory of a run: {size(model.estimate(**shapes))}")
 
 
 def _add_run(commands) -> None:

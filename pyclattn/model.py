@@ -13,8 +13,9 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, PyclattnError
 from pyclattn.graph.executor import Executor
+from pyclattn.graph.passes import optimize
 from pyclattn.graph.planner import check_shape, located
-from pyclattn.graph.program import Program, Value, walk
+from pyclattn.graph.program import Op, Program, Value, walk
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Settings, Spec
 from pyclattn.plan import Plan
@@ -69,8 +70,10 @@ def load(
     """
     path = Path(path)
     try:
-        reader = _reader(path)
-        return Model(reader(path), attention=attention, n_threads=n_threads, max_memory=max_memory, path=str(path))
+        program = _reader(path)(path)
+        if path.suffix.lower() != ".safetensors":  # as the file has it; a converted model went through this before
+            program, _ = optimize(program)
+        return Model(program, attention=attention, n_threads=n_threads, max_memory=max_memory, path=str(path))
     except PyclattnError as error:
         if str(path) in str(error) or isinstance(error, ArgumentError):
             raise
@@ -235,19 +238,55 @@ class Model:
         >>> Model(Program([x], [y], [Op("Relu", ("x",), ("y",))])).estimate(x=(1024,))
         12288
         """
-        names = [v.name for v in self.program.inputs]
-        if set(shapes) != set(names):
-            raise ArgumentError(f"estimate needs the shapes of {', '.join(names)}, got {', '.join(shapes) or 'none'}")
-        specs = {}
-        for value in self.program.inputs:
-            shape = tuple(int(n) for n in shapes[value.name])
-            check_shape(value, shape)
-            specs[value.name] = Spec(shape, value.dtype or "float32")
+        specs = self._specs(shapes)
         plan = self._executor.plan(specs)
         if not plan.is_static:
             first = next(step.op for step in plan.steps if step.kernel is None)
             raise ArgumentError(f"shapes from node {first.name!r} ({first.kind}) on depend on the data: no estimate")
         return self.weight_bytes + plan.peak + sum(s.nbytes for s in specs.values())
+
+    def _specs(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
+        """Specs of inputs of given shapes, checked."""
+        names = [v.name for v in self.program.inputs]
+        if set(shapes) != set(names):
+            raise ArgumentError(f"the shapes of {', '.join(names)} are needed, got {', '.join(shapes) or 'none'}")
+        specs = {}
+        for value in self.program.inputs:
+            shape = tuple(int(n) for n in shapes[value.name])
+            check_shape(value, shape)
+            specs[value.name] = Spec(shape, value.dtype or "float32")
+        return specs
+
+    def describe_attentions(self, **shapes: Sequence[int]) -> list[dict]:
+        """What is known of each attention that can be replaced.
+
+        Parameters
+        ----------
+        **shapes : tuple of int, optional
+            The shape of each input; without them heads and lengths are left out.
+
+        Returns
+        -------
+        list of dict
+            ``name``, ``mask`` ("none", "padding", "pair", "causal" or several), ``method``, and with shapes ``heads``,
+            ``kv_heads``, ``queries``, ``keys``, ``head_dim``.
+        """
+        known = self._executor.plan(self._specs(shapes)).specs if shapes else {}
+        return [self._describe(op, known) for op in walk(self.program) if op.kind == ATTENTION]
+
+    def _describe(self, op: Op, known: Mapping[str, Spec | None]) -> dict:
+        name = op.attributes.get("name", op.name)
+        given = [*op.inputs, "", ""]
+        masks = ["pair"] * bool(given[3]) + ["padding"] * bool(given[4])
+        masks += ["causal"] * bool(op.attributes.get("is_causal"))
+        result = {"name": name, "mask": " and ".join(masks) or "none", "method": self.plan.choice(name)[0]}
+        query, key = (known.get(n) for n in op.inputs[:2])
+        if query is not None and key is not None:
+            default = op.attributes.get("layout", "bhld")
+            q = dict(zip(op.attributes.get("q_layout", default), query.shape))
+            k = dict(zip(op.attributes.get("k_layout", default), key.shape))
+            result.update(heads=q["h"], kv_heads=k["h"], queries=q["l"], keys=k["l"], head_dim=q["d"])
+        return result
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to one safetensors file, whole or not at all."""

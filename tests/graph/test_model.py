@@ -205,6 +205,35 @@ def test_onnx_without_a_reader_says_what_to_install(tmp_path, monkeypatch):
         load(tmp_path / "x.onnx")
 
 
+def test_another_kind_of_file_goes_through_its_reader_and_the_passes(tmp_path, monkeypatch):
+    program = mlp()
+    program.ops[0] = Op("MatMul", ("x", "w"), ("m",))
+    program.ops[1:1] = [Op("Add", ("m", "b"), ("s",)), Op("Relu", ("s",), ("h",))]
+
+    class Point:
+        name = ".other"
+
+        def load(self):
+            return lambda path: program
+
+    monkeypatch.setattr("pyclattn.model.entry_points", lambda group: [Point()] * (group == "pyclattn.readers"))
+    (tmp_path / "x.other").write_bytes(b"")
+    model = load(tmp_path / "x.other")
+    assert "pyclattn:Linear" in {op.kind for op in model.program.ops}
+    x = np.ones((2, 8), np.float32)
+    np.testing.assert_allclose(model(x=x)["y"], mlp_result(mlp(), x), rtol=1e-4, atol=1e-4)
+
+
+def test_attentions_are_described():
+    model = Model(attention_model(), attention={"layer0": "clustered"})
+    assert model.describe_attentions()[0] == {"name": "layer0", "mask": "none", "method": "clustered"}
+    with_shapes = model.describe_attentions(x=(1, 50, 32))[1]
+    assert with_shapes == {
+        "name": "layer1", "mask": "none", "method": "exact",
+        "heads": 2, "kv_heads": 2, "queries": 50, "keys": 50, "head_dim": 16,
+    }  # fmt: skip
+
+
 def changed(path, change):
     """The file with its program's JSON changed."""
     file = SafeTensors(path)
