@@ -20,6 +20,10 @@ SPLIT = 4_000_000
 ROWS = 512
 
 
+# Up to this many rows fetching the weights takes longer than the product, from a matrix of 256 kB on.
+FEW_ROWS, FETCHED = 64, 1 << 16
+
+
 def blasable(a: np.ndarray) -> bool:
     """Whether BLAS can read (or write) the last two axes as they lie."""
     if a.dtype not in (np.float32, np.float64) or a.ndim < 2:
@@ -46,25 +50,29 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after
         n_tasks += -n_tasks % threads  # as many for each thread
         step = max(1, -(-m // n_tasks))
         places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
-    pieces = [(a[rows], b[:, columns], out[rows, columns], columns) for rows, columns in places]
-    if len(pieces) == 1:
-        x, y, into, columns = pieces[0]
-        if after is None:
-            return partial(np.matmul, x, y, into)
+    calls = [
+        _piece(a[rows], b[:, columns], out[rows, columns], None if after is None else partial(after, columns=columns))
+        for rows, columns in places
+    ]
+    if len(calls) == 1:
+        return calls[0]
+    return blocks.share(lambda i: calls[i](), len(calls), threads)
 
-        def whole():
-            np.matmul(x, y, into)
-            after(into, columns)
 
-        return whole
+def _piece(a, b, out, after):
+    """A call of one product, and of what comes after it."""
+    # BLAS repacks the right matrix by columns, which waits for memory at every row. With few rows on the left that is
+    # most of the time; reading a number of each cache line first, in order, fetches it ahead: a quarter less.
+    ahead = b[:, ::16] if a.shape[0] <= FEW_ROWS and b.size >= FETCHED and b.strides[1] == b.itemsize else None
 
-    def task(i):
-        x, y, into, columns = pieces[i]
-        np.matmul(x, y, into)
+    def run():
+        if ahead is not None:
+            np.maximum.reduce(ahead, None)
+        np.matmul(a, b, out)
         if after is not None:
-            after(into, columns)
+            after(out)
 
-    return blocks.share(task, len(pieces), threads)
+    return partial(np.matmul, a, b, out) if ahead is None and after is None else run
 
 
 def dense(x: Spec, weight: Spec, bias: bool, activation, n_threads: int, ready: bool = False):
