@@ -195,7 +195,7 @@ def export_example(example: Example, path: Path, exporter: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if exporter == "dynamo":
-                axes = tuple({axis: torch.export.Dim.AUTO for axis in example.open_axes.get(name, {})} for name in names)
+                axes = tuple(dict.fromkeys(example.open_axes.get(name, {}), torch.export.Dim.AUTO) for name in names)
                 torch.onnx.export(
                     module, tensors, path, dynamo=True, input_names=names, output_names=["out"], verbose=False,
                     dynamic_shapes=(axes,), external_data=False, report=False,

