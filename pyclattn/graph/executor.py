@@ -7,9 +7,9 @@ a list of calls without arguments. A frame serves one caller at a time; an idle 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 
 import numpy as np
@@ -34,7 +34,7 @@ from pyclattn.graph.spec import Settings, Spec
 
 # Plans kept, one for each set of input shapes; a plan of 1,000 operators takes about 1 MB.
 N_PLANS = 32
-# Arenas above this are given back after a run: a service that once saw a long input does not hold its memory.
+# Idle arenas hold at most this; a service that once saw a long input does not keep its memory.
 IDLE_BYTES = 256 << 20
 # The least scratch a blocked product works well with.
 LEAST_BLOCK = 1 << 16
@@ -59,7 +59,7 @@ def require_supported(program: Program) -> None:
 class Frame:
     """One arena, its arrays, and the calls bound to them."""
 
-    def __init__(self, plan: Plan, constants: dict[str, np.ndarray], settings: Settings):
+    def __init__(self, plan: Plan, settings: Settings):
         self.plan, self.settings = plan, settings
         raw = np.empty(plan.arena + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
@@ -145,6 +145,16 @@ class Frame:
             raise located(error, describe(op)) from error
 
 
+@dataclass
+class _Entry:
+    """A plan that is kept, and its idle frames."""
+
+    plan: Plan
+    settings: Settings
+    frames: list[Frame] = field(default_factory=list)
+    is_kept: bool = True
+
+
 class Executor:
     """A program ready to run, safe to call from many threads.
 
@@ -182,7 +192,8 @@ class Executor:
         extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in program.ops]
         self.outputs = [v.name for v in program.outputs]
         self.planner = Planner(program.ops, extra, program.constants, self.outputs, self.settings)
-        self._plans: OrderedDict[tuple, tuple[Plan, deque, Settings]] = OrderedDict()
+        self._plans: OrderedDict[tuple, _Entry] = OrderedDict()
+        self._idle = 0  # bytes of arenas that wait for a caller
         self._lock = threading.Lock()
 
     def _executor(self, program: Program) -> Executor:
@@ -200,9 +211,9 @@ class Executor:
 
     def plan(self, inputs: dict[str, Spec]) -> Plan:
         """The plan for these input shapes, made at need; within ``max_memory``, or an error."""
-        return self._entry(inputs)[0]
+        return self._entry(inputs).plan
 
-    def _entry(self, inputs: dict[str, Spec]):
+    def _entry(self, inputs: dict[str, Spec]) -> _Entry:
         key = tuple((n, s.shape, s.dtype.char) for n, s in inputs.items())
         with self._lock:
             entry = self._plans.get(key)
@@ -211,12 +222,14 @@ class Executor:
                 return entry
         entry = self._make(inputs)
         with self._lock:
-            self._plans[key] = entry
+            entry = self._plans.setdefault(key, entry)
             while len(self._plans) > N_PLANS:
-                self._plans.popitem(last=False)
+                _, old = self._plans.popitem(last=False)
+                old.is_kept = False
+                self._idle -= old.plan.arena * len(old.frames)
         return entry
 
-    def _make(self, inputs: dict[str, Spec]):
+    def _make(self, inputs: dict[str, Spec]) -> _Entry:
         settings = self.settings
         plan = self.planner.plan(inputs, settings)
         while self.max_memory is not None and plan.peak > self.max_memory and settings.block_bytes > LEAST_BLOCK:
@@ -227,7 +240,31 @@ class Executor:
             raise MemoryLimitError(
                 f"running {shapes} needs {plan.peak:,} bytes beside the weights, max_memory leaves {self.max_memory:,}"
             )
-        return plan, deque(), settings
+        return _Entry(plan, settings)
+
+    def _take(self, entry: _Entry) -> Frame:
+        """An idle frame of this plan, or a new one."""
+        with self._lock:
+            if entry.frames:
+                if entry.is_kept:
+                    self._idle -= entry.plan.arena
+                return entry.frames.pop()
+        return Frame(entry.plan, entry.settings)
+
+    def _give(self, entry: _Entry, frame: Frame) -> None:
+        """Keep a frame for the next caller; all idle arenas together hold at most IDLE_BYTES."""
+        size = entry.plan.arena
+        if size > IDLE_BYTES:
+            return
+        with self._lock:
+            if not entry.is_kept:
+                return
+            entry.frames.append(frame)
+            self._idle += size
+            for old in self._plans.values():  # the longest unused first
+                while self._idle > IDLE_BYTES and old.frames:
+                    old.frames.pop()
+                    self._idle -= old.plan.arena
 
     def __call__(self, feeds: dict[str, np.ndarray], profile: list | None = None) -> dict[str, np.ndarray]:
         """Check the inputs and run.
@@ -250,17 +287,13 @@ class Executor:
     def run(self, feeds: dict[str, np.ndarray], profile: list | None = None) -> list:
         """Run without checks, for programs within programs."""
         specs = {n: Spec(a.shape, a.dtype) for n, a in feeds.items()}
-        plan, frames, settings = self._entry(specs)
-        try:
-            frame = frames.pop()
-        except IndexError:
-            frame = Frame(plan, self.program.constants, settings)
+        entry = self._entry(specs)
+        frame = self._take(entry)
         arrays = frame.arrays
         for name, array in feeds.items():
             np.copyto(arrays[name], array)
         with single, np.errstate(all="ignore"):
             frame.run(profile)
-        results = [np.array(arrays[n], order="C") for n in plan.outputs]
-        if plan.arena <= IDLE_BYTES and len(frames) < 8:
-            frames.append(frame)
+        results = [np.array(arrays[n], order="C") for n in entry.plan.outputs]
+        self._give(entry, frame)
         return results

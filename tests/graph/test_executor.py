@@ -209,7 +209,7 @@ def test_blas_threads_are_the_hosts_again_after_a_run():
         ops = [("Tanh", ("x",), ("y",))]
         executor = Executor(program(ops, {"x": "float32"}, ["y"]))
         executor({"x": np.ones(3, np.float32)})
-        (frame,) = next(iter(executor._plans.values()))[1]
+        (frame,) = next(iter(executor._plans.values())).frames
         frame.calls.append(lambda: inside.append(get()))
         executor({"x": np.ones(3, np.float32)})
         assert inside == [1]
@@ -223,6 +223,16 @@ def test_plans_do_not_pile_up():
     for n in range(1, N_PLANS + 20):
         executor({"v0": np.ones(n, np.float32)})
     assert len(executor._plans) == N_PLANS
+
+
+def test_idle_arenas_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr("pyclattn.graph.executor.IDLE_BYTES", 10_000)
+    executor = Executor(chain(2))
+    for n in (500, 1000, 1500, 100, 5000, 100):
+        executor({"v0": np.ones(n, np.float32)})
+        idle = [e.plan.arena for e in executor._plans.values() for _ in e.frames]
+        assert sum(idle) == executor._idle <= 10_000
+    assert min(idle) < 1000  # the last one was kept
 
 
 def test_memory_limit_is_kept_or_refused():

@@ -104,6 +104,8 @@ def test_node(case):
             assert result.shape == expected.shape
             # bfloat16 is computed in float32, nearer to the truth than the expectation, which has 8 bits
             rtol, atol = (1e-2, 1e-2) if is_bfloat16 else (case.rtol, case.atol)
+            if result.dtype == np.float16:  # computed in float32; the expectation, in halves, is off by a unit or two
+                rtol = max(rtol, 2e-3)
             np.testing.assert_allclose(result, expected, rtol=rtol, atol=atol)
 
 

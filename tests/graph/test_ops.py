@@ -190,6 +190,26 @@ def test_attention_runs_the_method_of_its_name():
     assert np.abs(result - naive_attention(q, k, v)).max() > 1e-3  # it was not exact
 
 
+@pytest.mark.parametrize("kind", ["MatMul", "pyclattn:Linear", "pyclattn:LayerNorm", "Softmax", "ReduceSum"])
+def test_halves_are_computed_in_float32(kind):
+    x, w = (100 * normal(40, 3000)).astype(np.float16), normal(3000, 8).astype(np.float16) / np.float16(100)
+    second = {"MatMul": [w], "pyclattn:Linear": [w], "ReduceSum": [np.array([1])]}
+    result = run(kind, [x, *second.get(kind, [])])
+    double = x.astype(float)
+    expected = {
+        "MatMul": lambda: double @ w.astype(float),
+        "pyclattn:Linear": lambda: double @ w.astype(float),
+        "pyclattn:LayerNorm": lambda: (double - double.mean(1, keepdims=True)) / double.std(1, keepdims=True),
+        "Softmax": lambda: (
+            np.exp(double - double.max(1, keepdims=True))
+            / np.exp(double - double.max(1, keepdims=True)).sum(1, keepdims=True)
+        ),
+        "ReduceSum": lambda: double.sum(1, keepdims=True),
+    }[kind]()
+    assert result.dtype == np.float16
+    close(result, expected, 2e-3)
+
+
 def test_integer_products_are_exact_beyond_float32():
     a, b = np.full((3, 3000), 255, np.uint8), np.full((3000, 2), -128, np.int8)
     np.testing.assert_array_equal(run("MatMulInteger", [a, b]), np.full((3, 2), 3000 * 255 * -128))

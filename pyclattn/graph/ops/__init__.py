@@ -18,7 +18,10 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     resize,
     shape,
 )
+from pyclattn.graph.ops.half import widen_all
 from pyclattn.graph.ops.registry import TABLE, builder, op
+
+widen_all()
 
 
 def supported_ops() -> list[str]:
