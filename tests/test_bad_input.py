@@ -157,6 +157,15 @@ CALLS = {
     "key_offsets_count": (SDPA, PACKED, {"key_offsets": [0, L]}, ShapeError, "key_offsets | 2 | 1"),
     "key_offsets_end": (IMPROVED, PACKED, {"key_offsets": [0, 4, 9]}, ArgumentError, "key_offsets | 10 | 9"),
     "offsets_kmeans": (KMEANS, TEN, {"offsets": [0, 3]}, ArgumentError, "offsets | 10 | 3"),
+    # results
+    "out_shape": (SDPA, GOOD, {"out": zeros(B, H, L, 5)}, ShapeError, "out | (2, 4, 10, 6) | (2, 4, 10, 5)"),
+    "out_rank": (IMPROVED, GOOD, {"out": zeros(H, L, E)}, ShapeError, "out | (2, 4, 10, 6) | (4, 10, 6)"),
+    "out_packed": (SDPA, PACKED, {"out": zeros(1, H, L, E)}, ShapeError, "out | (4, 10, 6) | (1, 4, 10, 6)"),
+    "out_dtype": (CLUSTERED, GOOD, {"out": zeros(B, H, L, E, dtype=">f4")}, DTypeError, "out | float32 | >f4"),
+    "out_double": (SDPA, GOOD, {"out": zeros(B, H, L, E, dtype=float)}, DTypeError, "out | float32 | float64"),
+    "out_list": (SDPA, GOOD, {"out": [0.0]}, DTypeError, "out | float32 | list"),
+    "out_frozen": (SDPA, GOOD, {"out": np.broadcast_to(np.float32(0), (B, H, L, E))}, ArgumentError, "out | read-only"),
+    "out_columns": (SDPA, GOOD, {"out": zeros(B, H, L, 2 * E)[..., ::2]}, ArgumentError, "out | contiguous | 8"),
     # planes and starts
     "planes_width": (HASH, X, {"planes": zeros(5, D)}, ShapeError, "planes | 9 | (5, 8)"),
     "planes_rank": (CLUSTERED, GOOD, {"planes": zeros(1, 5, D + 1)}, ShapeError, "planes | rank 2 | (1, 5, 9)"),

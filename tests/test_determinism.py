@@ -32,7 +32,7 @@ def public(tensors, n_threads, **options):
 
 SHAPES = {
     "many_heads": {"batch": 3, "heads": 4, "kv_heads": 2, "n": 300, "dim": 32},
-    "many_sequences": {"batch": 17, "heads": 1, "n": 130, "dim": 16},
+    "many_sequences": {"batch": 17, "heads": 1, "n": 70, "dim": 16},
     "one_long": {"batch": 1, "heads": 1, "n": 9000, "dim": 4, "width": 3},
     "two_heads": {"batch": 1, "heads": 2, "n": 2500, "dim": 16},
     "short": {"batch": 2, "heads": 1, "n": 5, "dim": 8},

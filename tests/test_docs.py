@@ -54,12 +54,12 @@ def test_there_is_a_readme():
     assert python_blocks(ROOT / "README.md"), "README.md has no python block"
 
 
-def python_blocks(path):
+def python_blocks(path, fence="python"):
     """The ```python blocks of a Markdown file, each with the number of its first line."""
     text = path.read_text()
     return [
         (text[: match.start(1)].count("\n") + 1, match[1])
-        for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for match in re.finditer(rf"^```{fence}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     ]
 
 
@@ -81,3 +81,10 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             names.update(test.globs)
         else:
             exec(compile("\n" * (line - 1) + block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fragments_are_python(page):
+    """What needs a file or a network of the reader's is fenced ```py: it is not run, and still has to be Python."""
+    for line, block in python_blocks(page, "py"):
+        compile("\n" * (line - 1) + block, str(page), "exec")

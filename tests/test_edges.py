@@ -147,6 +147,55 @@ def test_mixed_float_types(room):
     compare.assert_close(got, want, compare.EXACT)
 
 
+# The caller's own array for the result
+
+
+def caller_arrays(shape):
+    """Float32 arrays of this shape, full of NaN, in the layouts a caller may have: (name, array, what holds it)."""
+    plain = np.full(shape, np.nan, np.float32)
+    swapped = np.full((*shape[:-3], shape[-2], shape[-3], shape[-1]), np.nan, np.float32)
+    wide = np.full((*shape[:-1], shape[-1] + 7), np.nan, np.float32)
+    upside = np.full(shape, np.nan, np.float32)
+    return {
+        "plain": (plain, plain),
+        "heads_inside": (swapped.swapaxes(-3, -2), swapped),
+        "columns": (wide[..., 3:-4], wide),
+        "backwards": (upside[..., ::-1, :], upside),
+    }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_out(room, attention, packed):
+    """The result lands in the array given, every row of it and nothing beside it, and that array is returned."""
+    tensors = inputs.tensors(batch=2, heads=4, n=33, dim=8, width=6)
+    if packed:
+        tensors = [x[0] for x in tensors]
+        options = {"offsets": [0, 5, 5, 33]}
+    else:
+        options = {"key_padding_mask": inputs.padding(2, 33, lengths=[0, 20])}  # rows that see nothing
+    want = attention(*tensors, **options)
+    for name, (out, holder) in caller_arrays(want.shape).items():
+        got = attention(*tensors, out=out, **options)
+        assert np.shares_memory(got, out), name
+        compare.assert_same_bits(out, want)
+        assert np.isnan(holder).sum() == holder.size - out.size, name
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 0), (0, 3, 5, 4), (2, 3, 0, 4)])
+def test_out_of_nothing(room, attention, shape):
+    query, value = np.zeros((*shape[:3], 8), np.float32), np.zeros(shape, np.float32)
+    out = np.empty(shape, np.float32)
+    assert attention(query, query, value, out=out) is out
+
+
+def test_out_where_there_are_no_keys(room, attention):
+    query, key, value = inputs.tensors(n=6, dim=4)
+    if attention.name != "improved_causal":
+        out = np.full((1, 1, 6, 4), np.nan, np.float32)
+        attention(query, key[:, :, :0], value[:, :, :0], out=out)
+        assert not out.any()
+
+
 # Empty and short
 
 
