@@ -64,7 +64,8 @@ def writable(name: str, given: Given, shape: tuple[int, ...]) -> Float32:
         raise ShapeError(f"{name} must have shape {shape}, got {given.shape}")
     if not given.flags.writeable:
         raise ArgumentError(f"{name} must be writable, got a read-only array")
-    if not is_readable(given) or (shape[-1] > 1 and given.strides[-1] != given.itemsize):
+    has_rows = is_readable(given) and (shape[-1] == 1 or given.strides[-1] == given.itemsize)
+    if given.size and not has_rows:
         raise ArgumentError(f"{name} must have contiguous rows, got strides {given.strides}")
     return given
 
