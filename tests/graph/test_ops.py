@@ -76,10 +76,27 @@ def test_linear(activation, rows, n_threads):
     close(run("pyclattn:Linear", [x, w, b], {"activation": activation}, n_threads), expected, 1e-4)
 
 
-def test_linear_has_the_same_bits_for_any_number_of_threads():
-    x, w, b = normal(1500, 256), normal(256, 512), normal(512)
-    results = [run("pyclattn:Linear", [x, w, b], {"activation": "gelu"}, n) for n in (2, 2)]
-    np.testing.assert_array_equal(*results)
+@pytest.mark.parametrize(
+    ("kind", "inputs", "attributes"),
+    [
+        ("pyclattn:Linear", [normal(1500, 256), normal(256, 512), normal(512)], {"activation": "gelu"}),
+        ("pyclattn:Linear", [normal(257, 128), normal(128, 512), normal(512)], {"activation": "silu"}),
+        ("pyclattn:Linear", [normal(17, 384), normal(384, 1536), normal(1536)], {}),
+        ("pyclattn:Linear", [normal(200, 384), normal(384, 300), normal(300)], {}),
+        ("MatMul", [normal(6, 90, 200), normal(6, 200, 70)], {}),
+        ("Conv", [normal(1, 16, 61, 67), normal(32, 16, 3, 3), normal(32)], {"pads": [1, 1, 1, 1]}),
+        ("ConvTranspose", [normal(1, 16, 61, 67), normal(16, 8, 4, 4), normal(8)], {"strides": [2, 2]}),
+        ("pyclattn:LayerNorm", [normal(3000, 100), normal(100), normal(100)], {}),
+        ("Softmax", [normal(5, 333, 201)], {}),
+        ("Tanh", [normal(999, 321)], {}),
+        ("Sigmoid", [normal(999, 321)], {}),
+        ("Erf", [normal(999, 321)], {}),
+    ],
+)
+def test_the_same_bits_for_any_number_of_threads(kind, inputs, attributes):
+    results = [run(kind, inputs, attributes, n) for n in (1, 2, 3, 5)]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_linear_reads_a_transposed_view():
@@ -90,6 +107,15 @@ def test_linear_reads_a_transposed_view():
     ops = [Op("Transpose", ("x",), ("t",), {"perm": [1, 0]}), Op("pyclattn:Linear", ("t", "w"), ("y",))]
     program = Program([Value("x", "float32", ("a", "b"))], [Value("y", "float32", ("b", 8))], ops, {"w": w})
     close(Executor(program)({"x": x})["y"], x.T.astype(float) @ w)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(0, 4, 3), (3, 0, 4), (3, 4, 0), (300, 0, 4), (0, 0, 0)])
+def test_products_of_nothing(rows, inner, columns):
+    x, w = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
+    for kind in ("MatMul", "pyclattn:Linear"):
+        np.testing.assert_array_equal(run(kind, [x, w], n_threads=2), np.zeros((rows, columns)))
+    biased = run("pyclattn:Linear", [x, w, np.ones(columns, np.float32)], {"activation": "gelu"}, 2)
+    close(biased, np.full((rows, columns), 0.8413447))
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (300, 384)])

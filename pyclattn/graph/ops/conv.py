@@ -60,7 +60,8 @@ def convolution(x: Spec, weight: Spec, w: Window, groups: int, bias: bool, node:
     rest = int(np.prod(outputs[1:], dtype=np.int64))
     row_bytes = max(1, k * rest * x.dtype.itemsize)
     task = min(TASK_BYTES, settings.block_bytes)
-    step = max(1, min(outputs[0] if outputs else 1, task // row_bytes, -(-outputs[0] // threads)))
+    # 8 parts at least, whatever the number of threads: the cut must not depend on it, since rounding may on the cut
+    step = max(1, min(task // row_bytes, -(-outputs[0] // 8) if work >= SPLIT else outputs[0]))
     part = -(-step * row_bytes // 64) * 64
     pointwise = not w.is_padded and set(w.kernel) == {1} and set(w.strides) == {1}
     direct = pointwise or depthwise

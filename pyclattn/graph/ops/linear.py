@@ -20,6 +20,8 @@ SPLIT = 4_000_000
 ROWS = 512
 
 
+# Up to this many rows a product is cut by columns: fewer rows in each part would slow BLAS down.
+SHORT, LEAST_PIECE = 256, 2_000_000
 # Up to this many rows fetching the weights takes longer than the product, from a matrix of 256 kB on.
 FEW_ROWS, FETCHED = 64, 1 << 16
 
@@ -41,14 +43,18 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after
     """
     (m, k), n = a.shape, b.shape[1]
     threads = n_threads if single.works and m * k * n >= SPLIT else 1
-    if m <= 128 and threads > 1:
-        step = -(-n // threads)
-        step += -step % 16  # whole cache lines
+    # A result must not depend on the number of threads, but BLAS may round differently in another cut. Cuts of rows
+    # follow from the lengths alone. Cuts of columns do not change the order of any sum, as long as no piece is so small
+    # that OpenBLAS takes another kernel for it (below 10^6 multiplications).
+    if m <= SHORT:
+        parts = max(1, min(threads, m * k * n // LEAST_PIECE))
+        step = max(1, -(-n // parts))
+        step += -step % 64
         places = [(slice(None), slice(i, i + step)) for i in range(0, n, step)]
     else:
-        n_tasks = -(-m // ROWS) if threads > 1 or after is not None else 1
-        n_tasks += -n_tasks % threads  # as many for each thread
-        step = max(1, -(-m // n_tasks))
+        n_tasks = -(-m // ROWS)
+        n_tasks += -n_tasks % 4  # 1, 2 and 4 threads share them evenly
+        step = -(-m // n_tasks)
         places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
     calls = [
         _piece(a[rows], b[:, columns], out[rows, columns], None if after is None else partial(after, columns=columns))
