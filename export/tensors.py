@@ -150,7 +150,8 @@ def _external(tensor: TensorProto, where: str, base: Path | None) -> np.ndarray:
         raise ModelFormatError(f"{where} of shape {list(tensor.dims)} needs {wanted} bytes, the model says {length}")
     if offset < 0 or offset + wanted > size:
         raise ModelFormatError(
-            f"{where} needs bytes {offset} to {offset + wanted} of {path.name!r}, which has {size}: truncated or altered"
+            f"{where} needs bytes {offset} to {offset + wanted} of {path.name!r}, "
+            f"which has {size}: truncated or altered"
         )
     if wanted == 0:
         return np.zeros(tuple(tensor.dims), DTYPES[tensor.data_type])
@@ -196,7 +197,9 @@ def parse(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise ModelFormatError(f"{path}: cannot be read ({error.strerror})") from error
     if data is None:
-        reason = "not a file" if not path.is_file() else f"{size} bytes, but ONNX keeps models over 2 GB beside the file"
+        reason = (
+            "not a file" if not path.is_file() else f"{size} bytes, but ONNX keeps models over 2 GB beside the file"
+        )
         raise ModelFormatError(f"{path}: {reason}")
     model = onnx.ModelProto()
     try:

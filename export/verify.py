@@ -80,7 +80,7 @@ def compare(
     model = load(target, attention=attention, n_threads=n_threads)
     program = model.program
     feeds = dict(inputs) if inputs is not None else random_inputs(program, source, sizes or {})
-    wanted = run_onnxruntime(source, feeds, dynamic)
+    wanted = run_onnxruntime(source, feeds, dynamic, n_threads)
     found = model(**feeds)
     if golden is not None:
         arrays = {f"input.{name}": array for name, array in feeds.items()}
@@ -135,7 +135,11 @@ def _padding(feeds: Mapping) -> np.ndarray | None:
 
 
 def run_onnxruntime(
-    source: str | os.PathLike, feeds: Mapping, dynamic: Mapping[str, Iterable[int]] | None = None, n_threads: int = 0
+    source: str | os.PathLike,
+    feeds: Mapping,
+    dynamic: Mapping[str, Iterable[int]] | None = None,
+    n_threads: int | None = None,
+    is_optimised: bool = True,
 ) -> dict[str, np.ndarray]:
     """ONNX Runtime's outputs by name; ``dynamic`` axes are opened in a copy in memory.
 
@@ -150,7 +154,9 @@ def run_onnxruntime(
         raise ModelFormatError("verification needs onnxruntime: pip install pyclattn[verify]") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = n_threads
+    options.intra_op_num_threads = n_threads or 0
+    if not is_optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     path = Path(source)
     try:
         session = onnxruntime.InferenceSession(opened(path, dynamic), options, providers=["CPUExecutionProvider"])

@@ -1,13 +1,13 @@
-"""Small ONNX models, written node by node, and their run in ONNX Runtime and in pyclattn, before and after the passes."""
+"""Small ONNX models, written node by node, and their run in ONNX Runtime and in pyclattn."""
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from pyclattn_export import from_onnx
 
 from pyclattn.graph.executor import Executor
 from pyclattn.graph.passes import optimize
+from pyclattn_export import from_onnx
 
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL, "int32": TensorProto.INT32}
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from build import Builder, check, kinds, only
 from onnx import TensorProto, helper
 
+from build import Builder, check, kinds, only
 from pyclattn.graph.passes import optimize
 from pyclattn.graph.program import Op, Program, Value
 
@@ -597,7 +597,9 @@ def test_names_are_unique_and_outputs_keep_theirs():
 
 def test_the_program_given_is_left_as_it_is():
     value = Value("x", "float32", ("n",))
-    program = Program([value], [Value("y", "float32", ("n",))], [Op("Identity", ("x",), ("t",)), Op("Relu", ("t",), ("y",))])
+    program = Program(
+        [value], [Value("y", "float32", ("n",))], [Op("Identity", ("x",), ("t",)), Op("Relu", ("t",), ("y",))]
+    )
     small, _ = optimize(program)
     assert [op.kind for op in program.ops] == ["Identity", "Relu"]
     assert [op.kind for op in small.ops] == ["Relu"]

@@ -3,14 +3,14 @@
 import numpy as np
 import onnx
 import pytest
-from build import Builder, kinds
 from onnx import helper
-from pyclattn_export import cli, convert
-from pyclattn_export.verify import Difference, compare, difference
 
+from build import Builder, kinds
 from pyclattn.errors import ArgumentError, ModelFormatError, UnsupportedOpError
 from pyclattn.graph.serial import load_program
 from pyclattn.model import load
+from pyclattn_export import cli, convert
+from pyclattn_export.verify import Difference, compare, difference
 
 D = 16
 
@@ -22,9 +22,7 @@ def encoder(path, opset=18):
     mask = g.input("attention_mask", ["batch", "sequence"], np.ones((2, 7)), "int64")
     x = g("Gather", g.weight(50, D), ids)
     split = g.const([0, 0, 2, D // 2], np.int64)
-    q, k, v = (
-        g("Transpose", g("Reshape", g("MatMul", x, g.weight(D, D)), split), perm=[0, 2, 1, 3]) for _ in range(3)
-    )
+    q, k, v = (g("Transpose", g("Reshape", g("MatMul", x, g.weight(D, D)), split), perm=[0, 2, 1, 3]) for _ in range(3))
     scores = g("MatMul", q, g("Transpose", k, perm=[0, 1, 3, 2]))
     wide = g("Cast", g("Unsqueeze", mask, g.const([1, 2], np.int64)), to=9)
     scores = g("Where", wide, scores, g.const(np.float32("-inf")))

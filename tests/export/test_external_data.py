@@ -5,10 +5,10 @@ import os
 import numpy as np
 import onnx
 import pytest
-from build import Builder, run
-from pyclattn_export import from_onnx
 
+from build import Builder, run
 from pyclattn.errors import ModelFormatError
+from pyclattn_export import from_onnx
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(8, 8)
 

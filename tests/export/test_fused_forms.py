@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from build import Builder, check, kinds
 
 D = 16

@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from build import Builder, check, kinds, only
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from build import Builder, check, kinds, only
 from pyclattn.graph.passes.dims import Size, broadcast, divide, product
 from pyclattn.graph.passes.edit import Editor
-from pyclattn.graph.passes.shapes import Shapes, slice_length
+from pyclattn.graph.passes.shape_rules import slice_length
+from pyclattn.graph.passes.shapes import Shapes
 
 D = 16
 
@@ -316,7 +317,9 @@ def test_arithmetic_around_reshape_goes():
     sizes = g("Shape", x)
     batch, length = (g("Gather", sizes, g.const(i, np.int64), axis=0) for i in (0, 1))
     axis = g.const([0], np.int64)
-    wanted = g("Concat", g("Unsqueeze", batch, axis), g("Unsqueeze", length, axis), g.const([4, D // 4], np.int64), axis=0)
+    wanted = g(
+        "Concat", g("Unsqueeze", batch, axis), g("Unsqueeze", length, axis), g.const([4, D // 4], np.int64), axis=0
+    )
     program, _ = check(g.model(g("Neg", g("Reshape", x, wanted))), g.feeds)
     assert sorted(kinds(program)) == ["Neg", "Reshape"]
     assert program.constants[only(program, "Reshape").inputs[1]].tolist() == [0, 0, 4, D // 4]
@@ -350,9 +353,8 @@ def test_random_numbers_are_not_folded():
     g = Builder()
     x = g.input("x", [3], np.ones(3))
     noise = g("RandomNormal", shape=[3])
-    from pyclattn_export import from_onnx
-
     from pyclattn.graph.passes import optimize
+    from pyclattn_export import from_onnx
 
     program, _ = optimize(from_onnx(g.model(g("Add", x, noise))))
     assert "RandomNormal" in kinds(program)

@@ -1,16 +1,16 @@
 """Random models of the common architectures, through both of torch's exporters (``make parity``)."""
 
 import pytest
+
+from pyclattn.model import load
 from pyclattn_export import convert
 from pyclattn_export.verify import TOLERANCE, compare
 
-from pyclattn.model import load
-
 pytestmark = pytest.mark.torch
-NAMES = (
-    "bert roberta distilbert albert deberta modernbert vit deit swin wav2vec2 whisper_encoder whisper_decoder t5 gpt2 "
-    "longformer"
-).split()
+NAMES = [
+    "bert", "roberta", "distilbert", "albert", "deberta", "modernbert", "vit", "deit", "swin", "wav2vec2",
+    "whisper_encoder", "whisper_decoder", "t5", "gpt2", "longformer",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("exporter", ["script", "dynamo"])

@@ -8,6 +8,7 @@ compared with the activations we know.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +54,9 @@ def fuse_activations(editor: Editor) -> None:
 
 def _from_core(editor: Editor, core: Op) -> None:
     leaves = _leaves(editor, core)
-    result: Op | None = core
+    result: Any = core
     for _ in range(DEEPEST):
-        result = _next(editor, result, leaves)
+        result = _next(editor, result)
         if result is None:
             return
         for leaf in leaves:
@@ -82,7 +83,7 @@ def _leaves(editor: Editor, core: Op) -> list[str]:
     return found
 
 
-def _next(editor: Editor, op: Op, leaves: list[str]) -> Op | None:
+def _next(editor: Editor, op: Op) -> Op | None:
     users = [user for user in editor.users(op.outputs[0]) if user.kind in POINTWISE]
     return users[0] if len(users) == 1 and op.outputs[0] not in editor.outputs else None
 

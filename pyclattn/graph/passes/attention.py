@@ -117,18 +117,22 @@ def _operands(editor: Editor, known: Shapes, scores: Scores, rank: int) -> tuple
 
 def operands_of(editor: Editor, known: Shapes, query: Operand, keys: Operand, value: Operand) -> _Operands:
     """Operands of an attention that was one operator already, their transposes taken off."""
-    found = []
-    for operand in (query, keys, value):
-        if operand.layout == "bhld":
-            operand = query_or_value(editor, known, operand.name, scaled=operand is not value)
-        found.append(operand)
-    return _Operands(*found)
+    first, second, third = (
+        query_or_value(editor, known, operand.name, scaled=operand is not value)
+        if operand.layout == "bhld"
+        else operand
+        for operand in (query, keys, value)
+    )
+    return _Operands(first, second, third)
 
 
 def _check_heads(known: Shapes, operands: _Operands) -> None:
     heads = [_heads(known, operand) for operand in (operands.query, operands.key, operands.value)]
     if heads[1] != heads[2]:
         raise NotAttention(f"its key has {heads[1]} heads, its value {heads[2]}")
+    batches = {known.shape(operand.name)[0] for operand in (operands.query, operands.key, operands.value)}
+    if 1 in batches and len(batches) > 1:
+        raise NotAttention("its operands broadcast over the batch")
     if heads[0] != heads[1] and not (isinstance(heads[0], int) and heads[1] == 1):
         raise NotAttention(f"its query has {heads[0]} heads, its key {heads[1]}, which broadcast no other way than 1")
 
@@ -152,7 +156,7 @@ def _unmerge(editor: Editor, known: Shapes, operands: _Operands, steps: list[Ste
         return None
     heads = _heads(known, found[0])
     masks = [_split_mask(editor, known, step, heads) for step in steps]
-    return None if None in masks else (_Operands(*found, merged=True), masks)
+    return None if None in masks else (_Operands(found[0], found[1], found[2], merged=True), masks)
 
 
 def _split_mask(editor: Editor, known: Shapes, step: Step, heads) -> Step | None:
@@ -161,11 +165,10 @@ def _split_mask(editor: Editor, known: Shapes, step: Step, heads) -> Step | None
     if shape is None or step.rank not in (3, 4):
         return None
     if step.rank == 3 and len(shape) == 3 and shape[0] != 1:
-        name = _before_merge(editor, known, step.name)
-        if name is None:
-            if not isinstance(heads, int):
-                return None
-            name = _split_batch(editor, known, step.name, heads)
+        before = _before_merge(editor, known, step.name)
+        if before is None and not isinstance(heads, int):
+            return None
+        name = before or _split_batch(editor, known, step.name, heads)
     return Step(step.form, name, step.factor, step.fill)
 
 
@@ -252,7 +255,9 @@ def emit_attention(
     else:
         editor.emit("pyclattn:Attention", inputs, (target,), attributes, name)
     shape = known.shape(q.name)
-    return AttentionFound(name, _plain(_heads(known, q)), _plain(_heads(known, k)), _plain(shape[-1]), scale, mask.kind())
+    return AttentionFound(
+        name, _plain(_heads(known, q)), _plain(_heads(known, k)), _plain(shape[-1]), scale, mask.kind()
+    )
 
 
 def _plain(size) -> int | str:
@@ -276,9 +281,8 @@ def _two_axes(editor: Editor, known: Shapes, condition: Condition) -> str:
         name = editor.emit("Not", (name,), f"{name}_padding")
     if rank == 2:
         return name
-    kind, axes = ("Squeeze", range(1, rank - 1)) if rank > 2 else ("Unsqueeze", range(2 - rank))
-    if rank == 3:  # (1, 1, length): the first axis is heads
-        axes = [0]
+    kind = "Squeeze" if rank > 2 else "Unsqueeze"
+    axes = {4: [1, 2], 3: [0], 1: [0], 0: [0, 1]}[rank]  # of three axes the first is heads: (1, 1, length)
     return editor.emit(kind, (name, editor.add_constant(np.array(axes, np.int64), "padding_axes")), f"{name}_2d")
 
 
@@ -300,7 +304,9 @@ def _pair_mask(editor: Editor, known: Shapes, mask: Mask, guarded: bool) -> str:
         return keep
     # A row that is masked everywhere is an even mean where the fill is finite, zeros where it is -inf: kept so.
     number = editor.add_constant(np.float32(fill), "attention_fill")
-    return editor.emit("Where", (keep, terms or editor.add_constant(np.float32(0), "attention_zero"), number), "pair_mask")
+    return editor.emit(
+        "Where", (keep, terms or editor.add_constant(np.float32(0), "attention_zero"), number), "pair_mask"
+    )
 
 
 def _terms(editor: Editor, known: Shapes, mask: Mask) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-Dim = "int | Size"
+# Longer lists of numbers are data, not sizes.
+MOST_VALUES = 64
 
 
 class Size:
@@ -71,9 +72,9 @@ class Size:
         # (5*a + n - 2) // 5 is a + (n + 3) // 5 - 1: what divides comes out, so that equal lengths look equal.
         whole = Size({key: count // other for key, count in self.terms.items()})
         rest = Size({key: count % other for key, count in self.terms.items()})
-        if list(rest.terms.values()) == [1] and isinstance(symbol := next(iter(rest.terms))[0], Quotient):
-            if len(next(iter(rest.terms))) == 1 and isinstance(symbol.bottom, int):  # (n // 5) // 2 is n // 10
-                return whole + symbol.top // (symbol.bottom * other)
+        inner = rest.only_quotient()
+        if inner is not None and isinstance(inner.bottom, int):  # (n // 5) // 2 is n // 10
+            return whole + inner.top // (inner.bottom * other)
         return whole + Size({(Quotient(rest, other),): 1})
 
     def __rfloordiv__(self, other) -> int | Size:
@@ -81,6 +82,13 @@ class Size:
 
     def __mod__(self, other) -> int | Size:
         return 0 if divide(self, other) is not None else Size.named(f"{_operand(self)}%{_operand(other)}")
+
+    def only_quotient(self) -> Quotient | None:
+        """The uneven division that this size is, if it is nothing else."""
+        if list(self.terms.values()) != [1]:
+            return None
+        (symbols,) = self.terms
+        return symbols[0] if len(symbols) == 1 and isinstance(symbols[0], Quotient) else None
 
     def positive(self) -> bool:
         """Whether it is above 0 for all unknowns of at least 0, as far as the signs tell."""
@@ -108,7 +116,8 @@ class Size:
 class Quotient(str):
     """The name of a division that does not come out even, which remembers its two sides."""
 
-    __slots__ = ("bottom", "top")
+    top: int | Size
+    bottom: int | Size
 
     def __new__(cls, top, bottom):
         name = super().__new__(cls, f"{_operand(top)}//{_operand(bottom)}")
@@ -182,3 +191,22 @@ def broadcast(first, second):
     if isinstance(first, int) or isinstance(second, int):
         return first if isinstance(first, int) else second
     return None
+
+
+def larger(a, b, least: int = 0):
+    """The larger of two sizes where all unknowns are at least ``least``; None where that is not known."""
+    difference = a - b
+    if isinstance(difference, int):
+        return a if difference > 0 else b
+    if difference.not_negative(least):
+        return a
+    return b if (-difference).not_negative(least) else None
+
+
+def smaller(a, b, least: int = 0):
+    difference = a - b
+    if isinstance(difference, int):
+        return b if difference > 0 else a
+    if difference.not_negative(least):
+        return b
+    return a if (-difference).not_negative(least) else None

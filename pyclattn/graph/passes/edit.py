@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Editor:
     def __init__(self, program: Program, outer: Editor | None = None):
         self.program = program
         self.outer = outer
-        self.names = outer.names if outer else all_names(program)
+        self.names: set[str] = outer.names if outer else all_names(program)
         self.outputs = {value.name for value in program.outputs}
         self.inputs = {value.name for value in program.inputs}
         self.changed = False
@@ -86,8 +87,10 @@ class Editor:
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
-    def producer(self, name: str, *kinds: str) -> Op | None:
-        """The operator that makes a value, if it is of one of ``kinds`` (of any, if none are named)."""
+    # What may be missing is typed Any: a pattern asks first, in ways a type checker does not follow.
+
+    def producer(self, name: str, *kinds: str) -> Any:
+        """The operator that makes a value, if it is of one of ``kinds`` (of any, if none are named); else None."""
         op = self.producers.get(name)
         return op if op is not None and (not kinds or op.kind in kinds) else None
 
@@ -101,7 +104,8 @@ class Editor:
             return None
         return users[0]
 
-    def constant(self, name: str) -> np.ndarray | None:
+    def constant(self, name: str) -> Any:
+        """The array of a constant of this program or one around it; None where it is none."""
         if name in self.program.constants:
             return self.program.constants[name]
         if name in self.producers or name in self.inputs:

@@ -23,7 +23,7 @@ def evaluate(op: Op, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None
 
     if op.kind not in TABLE:
         return None
-    specs = [False if array is None else Spec.of(array, value=True) for array in inputs]
+    specs: list = [False if array is None else Spec.of(array, value=True) for array in inputs]
     try:
         outputs = planner.evaluate(planner.build(op, specs, Settings()), inputs)
     except (Unknown, PyclattnError):

@@ -11,7 +11,8 @@ import numpy as np
 from pyclattn.graph.passes.dims import Size
 from pyclattn.graph.passes.edit import Editor, bodies
 from pyclattn.graph.passes.evaluate import evaluate
-from pyclattn.graph.passes.shapes import Shapes, slice_bounds
+from pyclattn.graph.passes.shape_rules import slice_bounds
+from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.program import Op, Program
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -312,10 +313,10 @@ def _and(editor: Editor, known: Shapes, op: Op) -> None:
     """x and True, x or False."""
     for kept, other in ((0, 1), (1, 0)):
         array = editor.constant(op.inputs[other])
-        if array is not None and array.size and bool((array == (op.kind == "And")).all()):
-            if _same_shape(known, op.inputs[kept], op.outputs[0]):
-                pass_through(editor, op, op.inputs[kept])
-                return
+        is_neutral = array is not None and array.size and bool((array == (op.kind == "And")).all())
+        if is_neutral and _same_shape(known, op.inputs[kept], op.outputs[0]):
+            pass_through(editor, op, op.inputs[kept])
+            return
 
 
 SIMPLER = {
@@ -343,11 +344,11 @@ def share(editor: Editor) -> None:
     for name, array in list(editor.program.constants.items()):
         if array.nbytes > LARGEST or array.dtype == object:
             continue
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key in first and editor.replace(name, first[key]):
+        content = (array.dtype.str, array.shape, array.tobytes())
+        if content in first and editor.replace(name, first[content]):
             del editor.program.constants[name]
         else:
-            first.setdefault(key, name)
+            first.setdefault(content, name)
     seen: dict[tuple, Op] = {}
     for op in list(editor.program.ops):
         if op.kind in RANDOM or bodies(op):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.shapes import Shapes
-from pyclattn.graph.program import Op
-
-LAYOUTS = {(0, 2, 1, 3): "blhd", (0, 2, 3, 1): "bhdl from blhd"}
 
 
 @dataclass
@@ -78,7 +76,7 @@ def ungroup(editor: Editor, known: Shapes, operand: Operand) -> None:
 def repeated_heads(editor: Editor, known: Shapes, name: str) -> str | None:
     """The value of fewer heads behind one whose heads are each repeated in place."""
     shape, merge = known.shape(name), editor.producer(name, "Reshape")
-    repeat = editor.producer(merge.inputs[0], "Expand", "Tile") if merge else None
+    repeat: Any = editor.producer(merge.inputs[0], "Expand", "Tile") if merge else None
     spread = known.shape(repeat.outputs[0]) if repeat else None
     before = known.shape(repeat.inputs[0]) if repeat else None
     if not shape or not spread or not before or len(spread) != 5 or len(before) != 5 or len(shape) != 4:
@@ -86,6 +84,6 @@ def repeated_heads(editor: Editor, known: Shapes, name: str) -> str | None:
     batch, heads, times, length, width = spread
     if shape != (batch, heads * times, length, width) or before != (batch, heads, 1, length, width):
         return None
-    split: Op | None = editor.producer(repeat.inputs[0], "Unsqueeze", "Reshape")
+    split = editor.producer(repeat.inputs[0], "Unsqueeze", "Reshape")
     source = known.shape(split.inputs[0]) if split else None
     return split.inputs[0] if source == (batch, heads, length, width) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pyclattn.graph.passes.edit import Editor
@@ -31,7 +33,7 @@ def scale_weights(editor: Editor, known: Shapes) -> None:
             continue
         add, bias = _bias_of(editor, known, op, weight)
         end = add or op
-        user = editor.only_user(end.outputs[0], "Mul")
+        user: Any = editor.only_user(end.outputs[0], "Mul")
         scale = _vector(editor, known, user, end, weight.shape[1]) if user else None
         if scale is None or (bias and len(editor.users(bias)) != 1):
             continue
@@ -45,7 +47,7 @@ def scale_weights(editor: Editor, known: Shapes) -> None:
             editor.emit("MatMul", (op.inputs[0], name), user.outputs, {}, op.name)
 
 
-def _is_weight(array: np.ndarray | None) -> bool:
+def _is_weight(array) -> bool:
     return array is not None and array.ndim == 2 and array.dtype == np.float32 and array.size > 0
 
 
@@ -58,7 +60,8 @@ def _vector(editor: Editor, known: Shapes, user: Op, end: Op, width: int) -> np.
     return vector.reshape(-1) if vector.ndim <= (known.rank(end.outputs[0]) or 0) else None
 
 
-def _bias_of(editor: Editor, known: Shapes, op: Op, weight: np.ndarray) -> tuple[Op | None, str]:
+def _bias_of(editor: Editor, known: Shapes, op: Op, weight: np.ndarray) -> tuple[Any, str]:
+    """(the Add of a constant vector behind a product, the vector's name), or (None, "")."""
     user = editor.only_user(op.outputs[0], "Add")
     if user is None or _vector(editor, known, user, op, weight.shape[1]) is None:
         return None, ""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pyclattn.graph.passes.edit import Editor
-from pyclattn.graph.passes.shapes import Shapes, slice_bounds
+from pyclattn.graph.passes.shape_rules import slice_bounds
+from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.passes.uniform import slim
 from pyclattn.graph.program import Op
 
@@ -120,21 +121,19 @@ class MaskReader:
                         return True  # mask.masked_fill(mask.bool(), min): what is not filled is 0
                     return self._collect(other, factor, found, rest)
         if op.kind in ("Mul", "Div"):
-            for side, other in ((0, 1), (1, 0))[: 2 if op.kind == "Mul" else 1]:
-                number = self.filled(op.inputs[other])
-                if number is None:
+            for kept, scale in ((0, 1), (1, 0))[: 2 if op.kind == "Mul" else 1]:
+                number = self.filled(op.inputs[scale])
+                if not number:
                     continue
                 number = number if op.kind == "Mul" else 1 / number
-                if number * factor <= MASKED and self._zero_or_one(op.inputs[side], number * factor, found):
+                if number * factor <= MASKED and self._zero_or_one(op.inputs[kept], number * factor, found):
                     return True
-                return self._collect(op.inputs[side], factor * number, found, rest)
+                return self._collect(op.inputs[kept], factor * number, found, rest)
         if op.kind == "Trilu":
             fill = self.filled(op.inputs[0])
             if fill is not None and fill * factor <= MASKED:
-                condition = self._trilu_condition(op)
-                if condition is not None:
-                    found.append(Condition(condition, True, fill * factor))
-                    return True
+                found.append(Condition(self._trilu_condition(op), True, fill * factor))
+                return True
         if op.kind in ("Unsqueeze", "Reshape", "Slice", "Transpose") and self._moved(op, factor, found):
             return True
         return self._leave(name, factor, rest)
@@ -149,7 +148,11 @@ class MaskReader:
             return False
         for condition in inner:
             made = self.editor.emit(
-                op.kind, (self._as_bool(condition.name), *op.inputs[1:]), f"{op.outputs[0]}_keep", op.attributes, op.name
+                op.kind,
+                (self._as_bool(condition.name), *op.inputs[1:]),
+                f"{op.outputs[0]}_keep",
+                op.attributes,
+                op.name,
             )
             self._know(made, target)
             found.append(Condition(made, condition.drop_if, condition.fill))
@@ -159,7 +162,7 @@ class MaskReader:
         rest.append((name, factor))
         return True
 
-    def _trilu_condition(self, op: Op) -> str | None:
+    def _trilu_condition(self, op: Op) -> str:
         """Where a Trilu of a filled value is not zero, as a condition of its own."""
         shape = self.known.shape(op.outputs[0])
         ones = self.editor.emit("Cast", op.inputs[:1], f"{op.outputs[0]}_filled", {"to": "bool"})
@@ -251,7 +254,7 @@ class MaskReader:
             op = self.editor.producer(name, "GreaterOrEqual")
             found = positions(self.editor, self.known, op.inputs[0]) if op else None
             bound = self.editor.scalar(op.inputs[1]) if found else None
-            return bound is not None and found[1] >= bound
+            return found is not None and bound is not None and found[1] >= bound
         return number is not None and bool(number) == value
 
     def _leaf(self, name: str, drop_if: bool, fill: float) -> None:
@@ -339,7 +342,7 @@ def _compares_positions(editor: Editor, known: Shapes, op: Op, drop_if: bool) ->
 
 
 def positions(editor: Editor, known: Shapes, name: str):
-    """(axis, first) if a value counts up by one from ``first`` along one axis, -1 or -2, and is the same along others."""
+    """(axis, first) if a value counts up by one from ``first`` along axis -1 or -2 and along no other."""
     shape = known.shape(name)
     array = editor.constant(name)
     if array is not None:
@@ -357,9 +360,10 @@ def positions(editor: Editor, known: Shapes, name: str):
     if op.kind in ("Cast", "Identity", "Expand"):
         return positions(editor, known, op.inputs[0])
     if op.kind in ("Add", "Sub"):
-        number = editor.scalar(op.inputs[1])
-        found = positions(editor, known, op.inputs[0]) if number is not None else None
-        return found and (found[0], found[1] + int(number) * (1 if op.kind == "Add" else -1))
+        number, found = editor.scalar(op.inputs[1]), positions(editor, known, op.inputs[0])
+        if number is None or found is None:
+            return None
+        return found[0], found[1] + int(number) * (1 if op.kind == "Add" else -1)
     if op.kind in ("Unsqueeze", "Squeeze", "Reshape", "Transpose"):
         return _moved(editor, known, op)
     return None

@@ -1,10 +1,12 @@
 """Fused and unusual forms rewritten into the plain ones the other passes know.
 
-ONNX Runtime's optimiser and newer exporters leave operators that stand for several: FusedMatMul, SkipLayerNormalization,
-BiasGelu, FastGelu, whole attentions. Attentions become `pyclattn:Attention` at once, the rest becomes its pieces.
+ONNX Runtime's optimiser and newer exporters leave operators that stand for several: FusedMatMul, BiasGelu, FastGelu,
+SkipLayerNormalization, whole attentions. Attentions become `pyclattn:Attention` at once, the rest becomes its pieces.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -164,13 +166,13 @@ def _onnx_attention(editor: Editor, known: Shapes, op: Op, report: Report) -> No
         return
     rank = known.rank(op.inputs[0])
     if rank == 3:
-        heads = (get("q_num_heads"), get("kv_num_heads"), get("kv_num_heads"))
-        parts = [_split(editor, known, name, count) for name, count in zip(op.inputs, heads)]
+        heads = [get(key, 0) for key in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
+        parts: list[Any] = [_split(editor, known, name, count) for name, count in zip(op.inputs, heads)]
     else:
         parts = [Operand(name) if known.rank(name) == 4 else None for name in op.inputs[:3]]
     if None in parts:
         return
-    operands = operands_of(editor, known, *parts)
+    operands = operands_of(editor, known, parts[0], parts[1], parts[2])
     shapes = [known.shape(part.name) for part in (operands.query, operands.key)]
     at = [2 if part.layout == "bhld" else 1 for part in (operands.query, operands.key)]
     reader = MaskReader(editor, known, square=shapes[0][at[0]] == shapes[1][at[1]])
@@ -239,12 +241,12 @@ def _packed_attention(editor: Editor, known: Shapes, op: Op, report: Report) -> 
 
 
 def _packed(editor, known, op: Op, report: Report, names: list[str], heads: int, padding: str, bias: str) -> None:
-    parts = [_split(editor, known, name, heads) for name in names]
-    shape = known.shape(padding) if padding else ()
+    parts: list[Any] = [_split(editor, known, name, heads) for name in names]
+    shape: Any = known.shape(padding) if padding else ()
     # A mask is (batch, keys) of 0 and 1; lengths and masks of pairs stay with ONNX Runtime's own operator.
     if None in parts or shape is None or (padding and len(shape) != 2):
         return
-    operands = operands_of(editor, known, *parts)
+    operands = operands_of(editor, known, parts[0], parts[1], parts[2])
     reader = MaskReader(editor, known, square=bool(op.attributes.get("unidirectional", 0)))
     if padding:
         axes = editor.add_constant(np.array([1, 2], np.int64), "mask_axes")

@@ -57,7 +57,9 @@ def _from_root(editor: Editor, known: Shapes, root: Op, inverted: bool = False) 
 
 def _over_last(known: Shapes, op: Op) -> bool:
     axes = known.axes(op)
-    return axes is not None and len(axes) == 1 and known.last(op.inputs[0], axes[0]) and op.attributes.get("keepdims", 1)
+    return (
+        axes is not None and len(axes) == 1 and known.last(op.inputs[0], axes[0]) and op.attributes.get("keepdims", 1)
+    )
 
 
 def _squared(editor: Editor, name: str) -> str | None:

@@ -107,6 +107,4 @@ def _copy(program: Program) -> Program:
     for op in program.ops:
         attributes = {name: _copy(v) if isinstance(v, Program) else v for name, v in op.attributes.items()}
         ops.append(Op(op.kind, op.inputs, op.outputs, attributes, op.name))
-    return Program(
-        list(program.inputs), list(program.outputs), ops, dict(program.constants), dict(program.metadata)
-    )
+    return Program(list(program.inputs), list(program.outputs), ops, dict(program.constants), dict(program.metadata))

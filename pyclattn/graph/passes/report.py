@@ -43,12 +43,12 @@ class Report:
 
     Examples
     --------
-    >>> print(Report([AttentionFound("layer.0", 12, 12, 32, 0.177, "key padding")], [SoftmaxKept("head", "no product")]))
+    >>> print(Report([AttentionFound("layer.0", 12, 12, 32, 0.177, "key padding")], [SoftmaxKept("head", "why")]))
     attention  heads  head dim  scale  mask
     layer.0       12        32  0.177  key padding
     <BLANKLINE>
     softmax kept  why
-    head          no product
+    head          why
     """
 
     attentions: list[AttentionFound] = field(default_factory=list)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pyclattn.graph.passes.edit import Editor
-from pyclattn.graph.passes.shapes import Shapes, slice_bounds
+from pyclattn.graph.passes.shape_rules import slice_bounds
+from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.program import Op
 
 # Between the angles and the products stand at most a Cos or Sin, a scale, a cast and some axes.
 DEEPEST = 12
-ELEMENTWISE = ("Cos", "Sin", "Cast", "Identity", "Unsqueeze", "Squeeze", "Mul", "Gather", "Slice", "Reshape", "Transpose")
+ELEMENTWISE = (
+    "Cos",
+    "Sin",
+    "Cast",
+    "Identity",
+    "Unsqueeze",
+    "Squeeze",
+    "Mul",
+    "Gather",
+    "Slice",
+    "Reshape",
+    "Transpose",
+)
 
 
 def fuse_rotary(editor: Editor, known: Shapes) -> None:
@@ -87,7 +100,9 @@ def _twice(editor: Editor, known: Shapes, name: str, layout: str, shape: tuple, 
         if array.ndim == 0 or array.shape[-1] != shape[-1]:
             return False
         half = array.shape[-1] // 2
-        first, second = (array[..., :half], array[..., half:]) if layout == "half" else (array[..., ::2], array[..., 1::2])
+        first, second = (
+            (array[..., :half], array[..., half:]) if layout == "half" else (array[..., ::2], array[..., 1::2])
+        )
         return bool((first == second).all())
     op = editor.producer(name)
     own = known.shape(name)
@@ -103,7 +118,11 @@ def _twice(editor: Editor, known: Shapes, name: str, layout: str, shape: tuple, 
         return False
     # Whatever moves axes must leave the last one last.
     source = known.shape(op.inputs[0])
-    if source is None or source[-1] != own[-1] or (op.kind == "Gather" and op.attributes.get("axis", 0) == len(source) - 1):
+    if (
+        source is None
+        or source[-1] != own[-1]
+        or (op.kind == "Gather" and op.attributes.get("axis", 0) == len(source) - 1)
+    ):
         return False
     if op.kind == "Transpose" and list(op.attributes.get("perm", ()))[-1:] != [len(source) - 1]:
         return False

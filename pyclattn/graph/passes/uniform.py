@@ -13,9 +13,11 @@ from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.program import Op
 
-ELEMENTWISE = set(
-    ["Add", "Sub", "Mul", "Div", "And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Min", "Max", "Cast", "Neg", "Abs", "Identity", "IsNaN", "IsInf", "Pow", "Sqrt", "Sign", "Clip", "Mod"]
-)
+ELEMENTWISE = {
+    "Add", "Sub", "Mul", "Div", "And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Where", "Min", "Max", "Cast", "Neg", "Abs", "Identity", "IsNaN", "IsInf", "Pow", "Sqrt", "Sign",
+    "Clip", "Mod",
+}  # fmt: skip
 
 
 def slim(editor: Editor, known: Shapes, name: str, axis: int, memo: dict[tuple[str, int], str | None] | None = None):
