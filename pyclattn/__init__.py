@@ -8,10 +8,26 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Clusters",
+    "Model",
     "cluster_queries",
     "clustered_attention",
     "hash_queries",
     "improved_clustered_attention",
     "kmeans",
+    "load",
     "scaled_dot_product_attention",
 ]
+
+_LAZY = {"Model": "pyclattn.model", "load": "pyclattn.model"}  # what arrays alone do not need is imported when asked for
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
