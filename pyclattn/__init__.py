@@ -18,7 +18,8 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
-_LAZY = {"Model": "pyclattn.model", "load": "pyclattn.model"}  # what arrays alone do not need is imported when asked for
+# What arrays alone do not need is imported when asked for.
+_LAZY = {"Model": "pyclattn.model", "load": "pyclattn.model"}
 
 
 def __getattr__(name: str) -> object:
