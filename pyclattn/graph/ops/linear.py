@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -81,12 +82,13 @@ def _piece(a, b, out, after):
     return partial(np.matmul, a, b, out) if ahead is None and after is None else run
 
 
-def dense(x: Spec, weight: Spec, bias: bool, activation, n_threads: int, ready: bool = False):
-    """(bind, scratch) of ``activation(x @ weight + bias)`` for x (..., K) in C order and weight (K, N)."""
+def dense(x: Spec, weight: Spec, bias: bool, activation, n_threads: int):
+    """The ``bind`` of ``activation(x @ weight + bias)`` for x (..., K) in C order and weight (K, N)."""
     k, n = weight.shape
+    m = math.prod(x.shape[:-1])
 
     def bind(ins, outs, scratch):
-        a, out = np.ascontiguousarray(ins[0]).reshape(-1, k), outs[0].reshape(-1, n)
+        a, out = ins[0].reshape(m, k), outs[0].reshape(m, n)
         b, shift = ins[1], ins[2] if bias else None
         if shift is None and activation is None:
             return product(a, b, out, n_threads)
