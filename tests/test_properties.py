@@ -201,16 +201,16 @@ def test_nearby_queries_attend_alike(room, case):
 
 @given(case=cases())
 def test_each_row_is_nearest_to_its_kmeans_start(room, case):
-    """One assignment: no other starting row is nearer."""
+    """One assignment: no other starting row is nearer, up to the rounding of |x|^2 - 2 x.c + |c|^2."""
     (x, _, _), how = case
     n_clusters = min(how["n_clusters"], x.shape[2])
     start = np.random.default_rng(how["seed"]).choice(x.shape[2], n_clusters, replace=False)
     labels = kmeans(x, n_clusters=n_clusters, n_iterations=1, start=start).labels
     for b, h in np.ndindex(x.shape[:2]):
         rows = x[b, h].astype(np.float64)
-        distances = np.linalg.norm(rows[:, None] - rows[start], axis=-1)
+        distances = ((rows[:, None] - rows[start]) ** 2).sum(axis=-1)
         mine = distances[np.arange(len(rows)), labels[b, h]]
-        assert (mine <= distances.min(axis=1) + 1e-5 * (1 + np.abs(rows).max())).all()
+        assert (mine <= distances.min(axis=1) + 2e-6 * (rows**2).sum(axis=-1).max()).all()
 
 
 @given(case=cases())
