@@ -121,14 +121,14 @@ class MaskReader:
                         return True  # mask.masked_fill(mask.bool(), min): what is not filled is 0
                     return self._collect(other, factor, found, rest)
         if op.kind in ("Mul", "Div"):
-            for kept, scale in ((0, 1), (1, 0))[: 2 if op.kind == "Mul" else 1]:
+            for at, scale in ((0, 1), (1, 0))[: 2 if op.kind == "Mul" else 1]:
                 number = self.filled(op.inputs[scale])
                 if not number:
                     continue
                 number = number if op.kind == "Mul" else 1 / number
-                if number * factor <= MASKED and self._zero_or_one(op.inputs[kept], number * factor, found):
+                if number * factor <= MASKED and self._zero_or_one(op.inputs[at], number * factor, found):
                     return True
-                return self._collect(op.inputs[kept], factor * number, found, rest)
+                return self._collect(op.inputs[at], factor * number, found, rest)
         if op.kind == "Trilu":
             fill = self.filled(op.inputs[0])
             if fill is not None and fill * factor <= MASKED:

@@ -411,10 +411,11 @@ _SAME = (
     "Identity Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization Cast CastLike Ceil Celu Clip Cos Cosh CumSum "
     "DequantizeLinear Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid HardSwish Hardmax InstanceNormalization "
     "IsInf IsNaN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mish Neg Not QuantizeLinear "
-    "RMSNormalization Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh ThresholdedRelu Trilu "
-    "ScatterElements ScatterND BitwiseNot DynamicQuantizeLinear RotaryEmbedding Swish ReverseSequence EyeLike "
-    "pyclattn:LayerNorm pyclattn:RMSNorm pyclattn:Gelu pyclattn:Rotary com.microsoft:BiasGelu com.microsoft:FastGelu "
-    "com.microsoft:Gelu com.microsoft:QuickGelu com.microsoft:RotaryEmbedding SimplifiedLayerNormalization"
+    "RMSNormalization Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh "
+    "ThresholdedRelu Trilu ScatterElements ScatterND BitwiseNot DynamicQuantizeLinear RotaryEmbedding Swish "
+    "ReverseSequence EyeLike pyclattn:LayerNorm pyclattn:RMSNorm pyclattn:Gelu pyclattn:Rotary com.microsoft:BiasGelu "
+    "com.microsoft:FastGelu com.microsoft:Gelu com.microsoft:QuickGelu com.microsoft:RotaryEmbedding "
+    "SimplifiedLayerNormalization"
 )
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
