@@ -205,9 +205,9 @@ class Executor:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all constants."""
-        own = sum(a.nbytes for a in self.program.constants.values())
-        return own + sum(Executor(p).weight_bytes for op in self.program.ops for p in nested(op))
+        """Bytes of all constants, one that has several names once."""
+        programs = [self.program, *(p for op in walk(self.program) for p in nested(op))]
+        return sum({id(a): a.nbytes for p in programs for a in p.constants.values()}.values())
 
     def plan(self, inputs: dict[str, Spec]) -> Plan:
         """The plan for these input shapes, made at need; within ``max_memory``, or an error."""

@@ -124,12 +124,34 @@ class Planner:
         self.ops, self.extra, self.constants, self.outputs = ops, extra, constants, outputs
         self.settings = settings
         self.constant_specs = {name: Spec.of(array, value=True) for name, array in constants.items()}
+        self.folded = 0
+        self._fold_constants()
+
+    def _fold_constants(self) -> None:
+        """Compute what depends on constants alone once for all plans, unless it is large."""
+        kept = []
+        for op, extra in zip(self.ops, self.extra):
+            names = [n or None for n in (*op.inputs, *extra)]
+            given = [False if n is None else self.constant_specs.get(n) for n in names]
+            alone = Plan({}, {}, [], {}, [])
+            if all(s is not None for s in given):
+                try:
+                    self._take(alone, op, names, given, build(op, given, self.settings))
+                except (Unknown, PyclattnError):
+                    alone.steps.clear()  # the plan meets it again and says what is wrong
+                    alone.specs.clear()
+            if alone.steps or not alone.specs:
+                kept.append((op, extra))
+            else:
+                self.constant_specs.update((n, s) for n, s in alone.specs.items() if s is not None)
+                self.folded += alone.folded
+        self.ops, self.extra = [op for op, _ in kept], [extra for _, extra in kept]
 
     def plan(self, inputs: dict[str, Spec], settings: Settings | None = None) -> Plan:
         """The plan for inputs of these shapes; a spec that has a value is taken as known."""
         settings = settings or self.settings
         specs: dict[str, Spec | None] = {**self.constant_specs, **inputs}
-        plan = Plan(inputs, specs, [], {}, self.outputs)
+        plan = Plan(inputs, specs, [], {}, self.outputs, folded=self.folded)
         for op, extra in zip(self.ops, self.extra):
             names = [n or None for n in (*op.inputs, *extra)]
             given = [False if n is None else specs[n] for n in names]
