@@ -14,6 +14,7 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     norm,
     pool,
     quantised,
+    quantised_microsoft,
     reduction,
     resize,
     shape,

@@ -163,20 +163,20 @@ def _columns(zero, start: int, width: int):
     return zero[..., start : start + width]
 
 
-def _row_zero(zero: np.ndarray | None):
+def row_zero(zero: np.ndarray | None):
     """Zero points of the left matrix: (M,) means one a row."""
     if zero is None or zero.size == 1:
         return None if zero is None else zero.reshape(())
     return zero[:, None] if zero.ndim == 1 else zero
 
 
-def _column_zero(zero: np.ndarray | None):
+def column_zero(zero: np.ndarray | None):
     if zero is None or zero.size == 1:
         return None if zero is None else zero.reshape(())
     return zero
 
 
-def _product_shape(a: Spec, b: Spec) -> tuple[int, ...]:
+def product_shape(a: Spec, b: Spec) -> tuple[int, ...]:
     return general_matmul(a, b, 1.0, 1).outputs[0].shape
 
 
@@ -187,7 +187,7 @@ def _matrices(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @op("MatMulInteger")
 def _matmul_integer(node: Node) -> Kernel:
     a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
-    out = Spec(_product_shape(a, b), np.int32)
+    out = Spec(product_shape(a, b), np.int32)
     for i in (2, 3):
         if node.has(i):
             node.spec(i)
@@ -195,62 +195,23 @@ def _matmul_integer(node: Node) -> Kernel:
     def run(*ins):
         x, y, zero_x, zero_y = (*ins, None, None)[:4]
         x, y = _matrices(x, y)
-        return integer_matmul(x, y, _row_zero(zero_x), _column_zero(zero_y), threads).reshape(out.shape)
+        return integer_matmul(x, y, row_zero(zero_x), column_zero(zero_y), threads).reshape(out.shape)
 
     return simple([out], run)
-
-
-@op("com.microsoft:MatMulIntegerToFloat")
-def _matmul_integer_to_float(node: Node) -> Kernel:
-    """a, b, scale of a, scale of b, zero of a, zero of b, bias."""
-    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
-    out = Spec(_product_shape(a, b), np.float32)
-    for i in range(2, node.n_inputs):
-        if node.has(i):
-            node.spec(i)
-
-    def run(*ins):
-        x, y, scale_x, scale_y, zero_x, zero_y, bias = (*ins, None, None, None)[:7]
-        product = integer_matmul(x, y, _row_zero(zero_x), _column_zero(zero_y), threads).astype(np.float32)
-        product *= np.asarray(scale_x.reshape(()) * scale_y, np.float32)
-        return product if bias is None else product + bias
-
-    return simple([out], run)
-
-
-@op("com.microsoft:DynamicQuantizeMatMul")
-def _dynamic_quantize_matmul(node: Node) -> Kernel:
-    """a (float), b, scale of b, zero of b, bias."""
-    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
-    out = Spec(_product_shape(a, b), np.float32)
-    for i in range(2, node.n_inputs):
-        if node.has(i):
-            node.spec(i)
-
-    def run(*ins):
-        x, y, scale_y, zero_y, bias = (*ins, None, None)[:5]
-        x, scale, zero = dynamic_quantise(x)
-        product = integer_matmul(x, y, zero, _column_zero(zero_y), threads).astype(np.float32)
-        product *= np.asarray(scale * scale_y, np.float32)
-        return product if bias is None else product + bias
-
-    kernel = simple([out], run)
-    kernel.transient += 5 * a.size
-    return kernel
 
 
 @op("QLinearMatMul")
 def _qlinear_matmul(node: Node) -> Kernel:
     a, b, threads = node.spec(0), node.spec(3), node.settings.n_threads
-    out = Spec(_product_shape(a, b), node.dtype(7))
+    out = Spec(product_shape(a, b), node.dtype(7))
     for i in range(8):
         node.spec(i)
 
     def run(x, scale_x, zero_x, y, scale_y, zero_y, scale_out, zero_out):
-        scale_x, (left, right) = _row_zero(scale_x), _matrices(x, y)
-        product = integer_matmul(left, right, _row_zero(zero_x), _column_zero(zero_y), threads).astype(np.float32)
-        factor = scale_x * _column_zero(scale_y) / _row_zero(scale_out)
-        y_out = np.rint(product * np.asarray(factor, np.float32)) + np.asarray(_row_zero(zero_out), np.float32)
+        scale_x, (left, right) = row_zero(scale_x), _matrices(x, y)
+        product = integer_matmul(left, right, row_zero(zero_x), column_zero(zero_y), threads).astype(np.float32)
+        factor = scale_x * column_zero(scale_y) / row_zero(scale_out)
+        y_out = np.rint(product * np.asarray(factor, np.float32)) + np.asarray(row_zero(zero_out), np.float32)
         limits = np.iinfo(out.dtype)
         return np.clip(y_out, limits.min, limits.max).astype(out.dtype).reshape(out.shape)
 
@@ -320,92 +281,3 @@ def _qlinear_conv(node: Node) -> Kernel:
         return np.clip(y, limits.min, limits.max).astype(dtype)
 
     return simple([Spec(shape, dtype)], run)
-
-
-def _dequantised(x, scale, zero) -> np.ndarray:
-    x = x.astype(np.float32)
-    if zero is not None:
-        x -= np.asarray(zero, np.float32)
-    return x * scale
-
-
-@op("com.microsoft:QLinearAdd", "com.microsoft:QLinearMul")
-def _qlinear_binary(node: Node) -> Kernel:
-    """a, scale, zero, b, scale, zero, scale of the output, its zero."""
-    shape = broadcast(node.shape(0), node.shape(3))
-    dtype, ufunc = node.dtype(0), np.add if node.kind.endswith("Add") else np.multiply
-
-    def run(*ins):
-        a, scale_a, zero_a, b, scale_b, zero_b, scale, zero = (*ins, None)[:8]
-        y = ufunc(_dequantised(a, scale_a, zero_a), _dequantised(b, scale_b, zero_b))
-        return quantise(y, scale, 0 if zero is None else zero, dtype)
-
-    return simple([Spec(shape, dtype)], run)
-
-
-@op("com.microsoft:QLinearSigmoid", "com.microsoft:QLinearLeakyRelu", "com.microsoft:QLinearSoftmax",
-    "com.microsoft:QLinearGlobalAveragePool")  # fmt: skip
-def _qlinear_unary(node: Node) -> Kernel:
-    """x, scale, zero, scale of the output, its zero."""
-    x, shape, name = node.spec(0), node.shape(0), node.kind.rpartition("QLinear")[2]
-    if name == "GlobalAveragePool":
-        if node.attr("channels_last", 0):
-            raise ModelFormatError("QLinearGlobalAveragePool with channels_last is not supported")
-        shape = shape[:2] + (1,) * (len(shape) - 2)
-    alpha, axis = node.attr("alpha", 0.01), node.attr("axis", -1)
-    for i in range(1, node.n_inputs):
-        if node.has(i):
-            node.spec(i)
-
-    def run(*ins):
-        a, scale_a, zero_a, scale, zero = (*ins, None)[:5]
-        y = _dequantised(a, scale_a, zero_a)
-        if name == "Sigmoid":
-            y = 1 / (1 + np.exp(-y))
-        elif name == "LeakyRelu":
-            y = np.where(y < 0, y * np.float32(alpha), y)
-        elif name == "Softmax":
-            y = np.exp(y - y.max(axis, keepdims=True))
-            y /= y.sum(axis, keepdims=True)
-        else:
-            y = y.mean(tuple(range(2, y.ndim)), keepdims=True)
-        return quantise(y, scale, 0 if zero is None else zero, x.dtype)
-
-    return simple([Spec(shape, x.dtype)], run)
-
-
-@op("com.microsoft:QLinearConcat")
-def _qlinear_concat(node: Node) -> Kernel:
-    """Scale and zero of the output, then (x, scale, zero) of each input."""
-    parts = [node.spec(i) for i in range(2, node.n_inputs, 3)]
-    axis = node.axis(node.attr("axis"), parts[0].ndim)
-    shape = list(parts[0].shape)
-    shape[axis] = sum(p.shape[axis] for p in parts)
-    dtype = node.dtype(1)
-
-    def run(scale, zero, *rest):
-        groups = [rest[i : i + 3] for i in range(0, len(rest), 3)]
-        return quantise(np.concatenate([_dequantised(*g) for g in groups], axis), scale, zero, dtype)
-
-    return simple([Spec(shape, dtype)], run)
-
-
-@op("com.microsoft:QGemm")
-def _qgemm(node: Node) -> Kernel:
-    """a, scale, zero, b, scale, zero, bias (int32), scale of the output, its zero; without these float32."""
-    a, b = node.spec(0), node.spec(3)
-    flip_a, flip_b, alpha = node.attr("transA", 0), node.attr("transB", 0), node.attr("alpha", 1.0)
-    m, n = a.shape[1 if flip_a else 0], b.shape[0 if flip_b else 1]
-    is_float, threads = not node.has(7), node.settings.n_threads
-    dtype = np.dtype(np.float32) if is_float else node.dtype(8) if node.has(8) else a.dtype
-
-    def run(*ins):
-        x, scale_x, zero_x, y, scale_y, zero_y, bias, scale, zero = (*ins, None, None, None)[:9]
-        x, y = x.T if flip_a else x, y.T if flip_b else y
-        product = integer_matmul(x, y, zero_x, _column_zero(zero_y), threads)
-        if bias is not None:
-            product = product + bias
-        result = product * np.asarray(np.float32(alpha) * scale_x * scale_y, np.float32)
-        return result if is_float else quantise(result, scale, 0 if zero is None else zero, dtype)
-
-    return simple([Spec((m, n), dtype)], run)
