@@ -57,8 +57,11 @@ def modules(root):
     return {path.relative_to(root).as_posix(): path.read_text() for path in found}
 
 
-def imports_of(path, source):
-    """Dotted names a file imports, wherever the statement stands; relative ones resolved against its place."""
+def imports_of(path, source, for_types=True):
+    """Dotted names a file imports, wherever the statement stands; relative ones resolved against its place.
+
+    Without ``for_types`` those under ``if TYPE_CHECKING:`` are left out: they never run.
+    """
     package = ["pyclattn", *path.split("/")[:-1]]
     if not path.endswith(".py"):  # Cython: one statement a line
         names = []
@@ -66,8 +69,13 @@ def imports_of(path, source):
             parts = [part.split(" as ")[0].strip(" ()\\") for part in match[2].split("#")[0].split(",")]
             names += [f"{match[1]}.{part}" if match[1] else part for part in parts if part]
         return names
-    names = []
-    for node in ast.walk(ast.parse(source)):
+    names, tree, unread = [], ast.parse(source), set()
+    for node in ast.walk(tree):
+        if not for_types and isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING":
+            unread |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in unread:
+            continue
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -118,7 +126,7 @@ def cycles(files):
         names.setdefault(dotted.removesuffix(".__init__"), []).append(path)
     edges = {}
     for name, paths in names.items():
-        targets = {module_of(t, names) for path in paths for t in imports_of(path, files[path])}
+        targets = {module_of(t, names) for path in paths for t in imports_of(path, files[path], for_types=False)}
         # a name taken from a package is its submodule or its own; importing the parent package alone is no edge
         edges[name] = {t for t in targets if t and t != name}
     found, state = [], {}
