@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from onnx_models import Builder, check, kinds, only
 
-from build import Builder, check, kinds, only
 from pyclattn.graph.passes import optimize
 from pyclattn.graph.program import Op, Program, Value
 

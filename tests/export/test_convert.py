@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx_models import Builder, kinds
 
-from build import Builder, kinds
 from pyclattn.errors import ArgumentError, ModelFormatError, UnsupportedOpError
 from pyclattn.graph.serial import load_program
 from pyclattn.model import load

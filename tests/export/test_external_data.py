@@ -5,8 +5,8 @@ import os
 import numpy as np
 import onnx
 import pytest
+from onnx_models import Builder, run
 
-from build import Builder, run
 from pyclattn.errors import ModelFormatError
 from pyclattn_export import from_onnx
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx_models import Builder, check, kinds, only, onnxruntime_outputs, run
 
-from build import Builder, check, kinds, only, onnxruntime_outputs, run
 from pyclattn.errors import ArgumentError, ModelFormatError, UnsupportedOpError
 from pyclattn_export import from_onnx, read_program
 from pyclattn_export.validate import validate

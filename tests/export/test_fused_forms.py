@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from build import Builder, check, kinds
+from onnx_models import Builder, check, kinds
 
 D = 16
 B, H, L, W = 2, 4, 7, 8

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx_models import Builder, check, kinds, only
 
-from build import Builder, check, kinds, only
 from pyclattn.graph.passes.dims import Size, broadcast, divide, product
 from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.shape_rules import slice_length
@@ -252,6 +252,30 @@ def test_a_product_that_is_an_output_too():
     product_ = g("MatMul", activations(g), g.weight(D, 8))
     program, _ = check(g.model(product_, g("Relu", g("Add", product_, g.weight(8)))), g.feeds)
     assert kinds(program).count("pyclattn:Linear") == 1
+
+
+# -- convolutions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_batch_norm_goes_into_the_convolution(kind, has_bias):
+    g = Builder()
+    x = g.input("x", ["b", 3, "h", "w"], g.rng.standard_normal((2, 3, 6, 5)))
+    weight = g.weight(4, 3, 3, 3) if kind == "Conv" else g.weight(3, 4, 3, 3)
+    y = g(kind, x, weight, *([g.weight(4)] if has_bias else []))
+    y = g("BatchNormalization", y, g.weight(4), g.weight(4), g.weight(4), g.const(np.float32([0.5, 1, 2, 3])))
+    program, _ = check(g.model(y), g.feeds)
+    assert kinds(program) == [kind]
+
+
+def test_batch_norm_of_a_shared_convolution_stays():
+    g = Builder()
+    x = g.input("x", ["b", 3, "h", "w"], g.rng.standard_normal((2, 3, 6, 5)))
+    y = g("Conv", x, g.weight(4, 3, 3, 3))
+    normal = g("BatchNormalization", y, g.weight(4), g.weight(4), g.weight(4), g.const(np.float32([0.5, 1, 2, 3])))
+    program, _ = check(g.model(normal, g("Relu", y)), g.feeds)
+    assert "BatchNormalization" in kinds(program)
 
 
 # -- rotary embedding -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyclattn.graph.passes.activations import fuse_activations
 from pyclattn.graph.passes.attention import fold_output_layouts, fuse_attention
+from pyclattn.graph.passes.convolutions import fold_batch_norms
 from pyclattn.graph.passes.edit import Editor, bodies
 from pyclattn.graph.passes.fold import fold, share
 from pyclattn.graph.passes.linear import fuse_linear, scale_weights
@@ -80,6 +81,7 @@ def _optimize(
     _settle(editor, outer_known)
     fold_output_layouts(editor)
     known = _settle(editor, outer_known)
+    fold_batch_norms(editor)
     scale_weights(editor, known)
     known = _settle(editor, outer_known)
     fuse_linear(editor, known)
