@@ -107,7 +107,7 @@ def difference(name: str, wanted: np.ndarray, found: np.ndarray, padding: np.nda
 
     Examples
     --------
-    >>> difference("y", np.array([0.0, 2.0]), np.array([0.0, 2.1])).relative.round(3)
+    >>> round(difference("y", np.array([0.0, 2.0]), np.array([0.0, 2.1])).relative, 3)
     0.05
     """
     if wanted.shape != found.shape:
