@@ -76,6 +76,20 @@ def test_linear(activation, rows, n_threads):
     close(run("pyclattn:Linear", [x, w, b], {"activation": activation}, n_threads), expected, 1e-4)
 
 
+def test_a_mask_of_pairs_is_computed_exactly_whatever_was_asked():
+    from pyclattn.graph.executor import Executor
+    from pyclattn.graph.spec import Settings
+    from tests.graph.build import program_of
+
+    q, k, v = (normal(1, 2, 64, 16) for _ in range(3))
+    settings = Settings(attention=lambda name: ("clustered", {"n_clusters": 4}))
+    for attributes, mask in (({}, normal(64, 64)), ({"is_causal": True}, None)):
+        inputs = [q, k, v] if mask is None else [q, k, v, mask]
+        program, feeds = program_of("pyclattn:Attention", inputs, attributes)
+        (result,) = Executor(program, settings)(feeds).values()
+        close(result, naive_attention(q, k, v, mask, causal=mask is None))
+
+
 @pytest.mark.parametrize(
     ("kind", "inputs", "attributes"),
     [
@@ -83,6 +97,7 @@ def test_linear(activation, rows, n_threads):
         ("pyclattn:Linear", [normal(257, 128), normal(128, 512), normal(512)], {"activation": "silu"}),
         ("pyclattn:Linear", [normal(17, 384), normal(384, 1536), normal(1536)], {}),
         ("pyclattn:Linear", [normal(200, 384), normal(384, 300), normal(300)], {}),
+        ("MatMul", [normal(16, 200), normal(200, 1300)], {}),  # a seventh of it would go to BLAS's small kernel
         ("MatMul", [normal(6, 90, 200), normal(6, 200, 70)], {}),
         ("Conv", [normal(1, 16, 61, 67), normal(32, 16, 3, 3), normal(32)], {"pads": [1, 1, 1, 1]}),
         ("ConvTranspose", [normal(1, 16, 61, 67), normal(16, 8, 4, 4), normal(8)], {"strides": [2, 2]}),
@@ -94,7 +109,7 @@ def test_linear(activation, rows, n_threads):
     ],
 )
 def test_the_same_bits_for_any_number_of_threads(kind, inputs, attributes):
-    results = [run(kind, inputs, attributes, n) for n in (1, 2, 3, 5)]
+    results = [run(kind, inputs, attributes, n) for n in (1, 2, 3, 7)]
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
