@@ -13,10 +13,7 @@ from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 
 def rows(name: str, given: Given, rank: int = 4) -> Float32:
     """``given`` as float32 of this rank with a contiguous last axis; copied only where its type or strides need it."""
-    try:
-        array = np.asarray(given)
-    except ValueError as error:
-        raise ShapeError(f"{name} must be an array of rank {rank}: {error}") from None
+    array = array_of(f"{name} of rank {rank}", given)
     if array.dtype != np.float32:
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise DTypeError(f"{name} must be float32 (float16 and float64 are converted), got {array.dtype}")
@@ -31,6 +28,14 @@ def rows(name: str, given: Given, rank: int = 4) -> Float32:
 def is_readable(array: np.ndarray) -> bool:
     """Whether every element is a whole number of elements away from the first (a field of records is not)."""
     return array.flags.aligned and all(step % array.itemsize == 0 for step in array.strides)
+
+
+def array_of(name: str, given: Given) -> np.ndarray:
+    """``given`` as an array, if it is one."""
+    try:
+        return np.asarray(given)
+    except ValueError as error:  # lists of unequal lengths
+        raise ShapeError(f"{name} must be an array: {error}") from None
 
 
 def attention_inputs(query: Given, key: Given, value: Given, is_packed: bool) -> tuple[Float32, Float32, Float32]:
@@ -103,7 +108,11 @@ def factor(scale: Given, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
     try:
+        if isinstance(scale, (str, bytes, bool, np.bool_)):
+            raise TypeError
         number = float(scale)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
         raise DTypeError(f"scale must be a number, got {scale!r}") from None
     if not abs(number) <= 2.3e38:  # so too for NaN; times log2(e) it is still a float32
@@ -113,7 +122,7 @@ def factor(scale: Given, head_dim: int) -> float:
 
 def bool_mask(name: str, given: Given, shape: tuple[int, ...]) -> np.ndarray:
     """A boolean mask of exactly this shape."""
-    mask = np.asarray(given)
+    mask = array_of(name, given)
     if mask.dtype != np.bool_:
         raise DTypeError(f"{name} must be bool, got {mask.dtype}")
     if mask.shape != shape:
@@ -123,7 +132,7 @@ def bool_mask(name: str, given: Given, shape: tuple[int, ...]) -> np.ndarray:
 
 def integers(name: str, given: Given) -> Int64:
     """A vector of whole numbers."""
-    array = np.asarray(given)
+    array = array_of(name, given)
     if array.dtype.kind not in "iu":
         raise DTypeError(f"{name} must be whole numbers, got {array.dtype}")
     if array.ndim != 1:

@@ -169,8 +169,9 @@ def check_start(start: Int64, tokens: Spans, n_clusters: int) -> Int64:
     """
     if len(start) != n_clusters:
         raise ArgumentError(f"start must hold n_clusters = {n_clusters} positions, got {len(start)}")
-    if len(np.unique(start)) != len(start):
-        raise ArgumentError("start must hold distinct positions")
+    positions, times = np.unique(start, return_counts=True)
+    if len(positions) != len(start):
+        raise ArgumentError(f"start must hold distinct positions, got {positions[times > 1][0]} more than once")
     shortest = int(tokens.lengths[tokens.lengths > 0].min(initial=np.iinfo(np.int64).max))
     if len(start) and (start.min() < 0 or start.max() >= shortest):
         raise ArgumentError(

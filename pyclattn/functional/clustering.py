@@ -201,8 +201,8 @@ def kmeans(
     --------
     >>> import numpy as np, pyclattn
     >>> x = np.array([[[[0.0], [0.2], [5.0], [5.2]]]])
-    >>> pyclattn.kmeans(x, n_clusters=2, start=[0, 1]).centroids[0, 0, :, 0].round(2).tolist()
-    [0.1, 5.1]
+    >>> pyclattn.kmeans(x, n_clusters=2, start=[0, 1]).labels.tolist()
+    [[[0, 0, 1, 1]]]
     """
     rows, tokens = _queries("x", x, offsets, ("padding_mask", padding_mask))
     threads = _threads.resolve(n_threads)

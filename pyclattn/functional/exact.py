@@ -129,7 +129,7 @@ def _masks(
         return None, None, key_padding_mask
     if is_packed:
         raise ShapeError("attn_mask was given with offsets: packed sequences take is_causal or no mask")
-    mask = np.asarray(attn_mask)
+    mask = _check.array_of("attn_mask", attn_mask)
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if mask.dtype != np.bool_ and mask.dtype.kind != "f" and mask.dtype.name != "bfloat16":
         raise DTypeError(f"attn_mask must be bool or float, got {mask.dtype}")
@@ -137,7 +137,11 @@ def _masks(
         raise ShapeError(f"attn_mask must be broadcastable to (B, H, L, S) = {shape}, got {mask.shape}")
     if mask.dtype != np.bool_:
         if mask.dtype != np.float32:
-            mask = mask.astype(np.float32)
+            given = mask
+            with np.errstate(over="ignore"):
+                mask = given.astype(np.float32)
+            # float64's lowest number is no -inf
+            np.copyto(mask, np.finfo(np.float32).min, where=np.isneginf(mask) & np.isfinite(given))
         if not _check.is_readable(mask):
             mask = np.ascontiguousarray(mask)
         return None, np.broadcast_to(mask, shape), key_padding_mask

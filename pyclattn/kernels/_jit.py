@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numba
 from llvmlite import ir
@@ -11,7 +12,7 @@ from numba.extending import intrinsic
 
 # nogil: threads are ours (`pyclattn._threads`); never parallel=True, whose thread layers abort or deadlock in a host
 # with threads of its own. No fastmath: it would assume away infinities and NaN.
-_OPTIONS = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
 
 
 def jit(signature: str | None = None) -> Callable[[Callable], Callable]:
