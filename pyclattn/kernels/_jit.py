@@ -15,15 +15,14 @@ from numba.extending import intrinsic
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
 
 
-def jit(signature: str | None = None) -> Callable[[Callable], Callable]:
+def jit(signature: str) -> Callable[[Callable], Callable]:
     """Compile with the library's options; a cache that cannot be written costs time, never an error."""
 
     def compile_(function: Callable) -> Callable:
-        arguments = () if signature is None else (signature,)
         try:
-            return numba.njit(*arguments, cache=True, **_OPTIONS)(function)
+            return numba.njit(signature, cache=True, **_OPTIONS)(function)
         except (RuntimeError, OSError):  # no place for the cache, or one that cannot be written
-            return numba.njit(*arguments, cache=False, **_OPTIONS)(function)
+            return numba.njit(signature, cache=False, **_OPTIONS)(function)
 
     return compile_
 

@@ -25,7 +25,8 @@ def _gather(node: Node) -> Kernel:
         where = node.value(1)
         check_bounds(where, n)
         if where.ndim == 0:
-            return view(node, lambda a: a[(*at(axis, int(where)), ...)])  # with ..., a view even of a vector
+            place = (*at(axis, int(where)), ...)  # with ..., a view even of a vector
+            return view(node, lambda a: a[place])
     shape = x.shape[:axis] + index.shape + x.shape[axis + 1 :]
     known = node.known(1)
 
