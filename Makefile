@@ -17,7 +17,7 @@ $(VENV)/dev: $(VENV)/built
 	touch $@
 
 demo: $(VENV)/built
-	$(BIN)/python -m bench demo
+	$(BIN)/python -m bench.tasks.saliency
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest -m "not torch"
@@ -30,7 +30,7 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/built
 	$(BIN)/python -m pip install --quiet ".[bench]"
-	$(BIN)/python -m bench attention
+	$(BIN)/python -m bench attention --json bench/results/attention.json --readme
 
 parity: $(VENV)/built
 	$(BIN)/python -m pip install --quiet "torch==2.13.0" "transformers>=5" onnxscript
