@@ -1,12 +1,12 @@
 """Operators against ONNX Runtime: its own kinds, convolutions, resizing."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from tests.graph.build import run
 
-ort = pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(11)
 
 
