@@ -61,21 +61,25 @@ def _attention(node: Node) -> Kernel:
         shape[at] = n
     # an array whose rows are not contiguous is copied by us, once
     copied = [a.strides[-1] != a.itemsize and a.shape[-1] > 1 for a in (q, k, v)]
-    like_query = out_order == orders[0]
+    # other types are computed in float32 and converted; rows must lie side by side to be written in place
+    is_direct = q.dtype == np.float32 and out_order[3] == 3
 
     def bind(ins, outs, scratch):
         arrays = [a.transpose(order) for a, order in zip(ins, orders)]
         given = {name: ins[i] for name, i in masks.items()}
-        out = outs[0].transpose(np.argsort(out_order)) if not like_query else outs[0].transpose(out_order)
+        out = outs[0].transpose(out_order)  # either layout is its own inverse
 
         def run():
             query, key, value = (np.ascontiguousarray(a) if c else a for a, c in zip(arrays, copied))
-            np.copyto(out, function(query, key, value, **given, **options))
+            if is_direct:
+                function(query, key, value, out=out, **given, **options)
+            else:
+                out[...] = function(query, key, value, **given, **options)
 
         return run
 
-    size = b * h * length * width * 4
     extra = sum(a.size * 4 for a, c in zip((q, k, v), copied) if c)
+    size = 0 if is_direct else b * h * length * width * 4
     return Kernel([Spec(shape, q.dtype)], bind, transient=size + extra + _working(method, parameters, b * h, length, d))
 
 
