@@ -154,6 +154,20 @@ cdef void pack(Work *w, Block *b, const float *keys, long key_stride, const floa
     b.keys, b.values, b.key_stride, b.value_stride = w.keys, w.values, w.depth, w.width
 
 
+cdef void take_block(Work *w, Block *b, const float *keys, long key_stride, const float *values, long value_stride,
+                     const int64_t *index, int64_t at, long n, bint is_packed) noexcept nogil:
+    """The block of `n` keys from `at` on: where they lie, or packed."""
+    b.n, b.first_row, b.index = n, at, index
+    if index != NULL:
+        b.index = index + at
+        pack(w, b, keys, key_stride, values, value_stride, b.index)
+    elif is_packed:
+        pack(w, b, keys + at * key_stride, key_stride, values + at * value_stride, value_stride, NULL)
+    else:
+        b.keys, b.values = keys + at * key_stride, values + at * value_stride
+        b.key_stride, b.value_stride = key_stride, value_stride
+
+
 def attend(
     const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const float[:, :, :, :] key,
     const float[:, :, :, :] value, const int64_t[:, ::1] key_spans, const int64_t[::1] key_index,
@@ -206,20 +220,9 @@ def attend(
                             min(w.lanes, n_queries - i * w.lanes), <float> (scale * LOG2E))
             at = 0
             while at < n_keys:
-                b.n = min(TILE_KEYS, n_keys - at)
                 if is_causal and (index[at] if index != NULL else at) > first + n_queries - 1:
                     break
-                b.index = index
-                if index != NULL:
-                    b.index = index + at
-                b.first_row = at
-                if is_packed and index != NULL:
-                    pack(&w, &b, keys, k_stride, values, v_stride, index + at)
-                elif is_packed:
-                    pack(&w, &b, keys + at * k_stride, k_stride, values + at * v_stride, v_stride, NULL)
-                else:
-                    b.keys, b.values = keys + at * k_stride, values + at * v_stride
-                    b.key_stride, b.value_stride = k_stride, v_stride
+                take_block(&w, &b, keys, k_stride, values, v_stride, index, at, min(TILE_KEYS, n_keys - at), is_packed)
                 n = b.n
                 for i in range(n_panels):
                     masked = NULL
@@ -328,18 +331,7 @@ def attend_centroids(
                 for lane in range(w.lanes):  # idle lanes must never be hit
                     best.threshold[lane] = 2 * TILE_MASKED if i * w.lanes + lane < n_clusters else INFINITY
             while at < stop:
-                b.n = min(TILE_KEYS, stop - at)
-                b.index = index
-                if index != NULL:
-                    b.index = index + at
-                b.first_row = at
-                if is_packed and index != NULL:
-                    pack(&w, &b, keys, k_stride, vals, v_stride, index + at)
-                elif is_packed:
-                    pack(&w, &b, keys + at * k_stride, k_stride, vals + at * v_stride, v_stride, NULL)
-                else:
-                    b.keys, b.values = keys + at * k_stride, vals + at * v_stride
-                    b.key_stride, b.value_stride = k_stride, v_stride
+                take_block(&w, &b, keys, k_stride, vals, v_stride, index, at, min(TILE_KEYS, stop - at), is_packed)
                 for i in range(n_panels):
                     best_at(&best, lists + i * list_size, w.lanes, topk)
                     panel_step(&w, panel_at(&w, i), min(w.lanes, n_clusters - i * w.lanes), b, NULL,
