@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from pyclattn.errors import ArgumentError, PyclattnError
+from pyclattn.plan import parse_attention
 from pyclattn_export.convert import convert
 
 
@@ -57,7 +57,7 @@ def _onnx(arguments: argparse.Namespace) -> int:
         dynamic=_dynamic(arguments.dynamic),
         float_attention=arguments.float_attention,
         verify=arguments.verify,
-        attention=_attention(arguments.attention),
+        attention=parse_attention(arguments.attention),
         inputs=_arrays(arguments.input) if arguments.input else None,
         sizes=_sizes(arguments.size),
         golden=arguments.golden,
@@ -99,15 +99,6 @@ def _sizes(given: Sequence[str]) -> dict[str, int]:
             raise ArgumentError(f"--size is given as sequence=128, got {text!r}")
         result[name] = int(number)
     return result
-
-
-def _attention(text: str):
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ArgumentError(f"--attention is a method or JSON, got {text!r}: {error}") from None
 
 
 def _arrays(path: str) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from onnx import AttributeProto
 
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
 from pyclattn.graph.passes import optimize
-from pyclattn.graph.program import Op, Program, Value
+from pyclattn.graph.program import Op, Program, Value, fresh_name
 from pyclattn_export import opsets
 from pyclattn_export.tensors import dtype_name, parse, to_array
 from pyclattn_export.validate import validate
@@ -53,12 +53,7 @@ class Mapper:
 
     def fresh(self, like: str) -> str:
         """A name that nothing else in the model has."""
-        name, count = like, 0
-        while name in self.names:
-            count += 1
-            name = f"{like}_{count}"
-        self.names.add(name)
-        return name
+        return fresh_name(self.names, like)
 
     def emit(self, kind: str, inputs: Iterable[str], outputs: Iterable[str], attributes: dict, name: str) -> str:
         """Append an operator; returns its first output."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.plan import parse_attention
 from pyclattn.weights.safetensors import write_atomically
 
 
@@ -66,16 +67,6 @@ def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
         if not equals or not name:
             raise ArgumentError(f"a shape is given as name=1x3x224x224, got {text!r}")
     return shapes
-
-
-def _attention(text: str):
-    """A method, or JSON for parameters and names."""
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ArgumentError(f"--attention is a method or JSON, got {text!r}: {error}") from None
 
 
 def _add_info(commands) -> None:
@@ -170,7 +161,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     model = load(
         arguments.file,
-        _attention(arguments.attention),
+        parse_attention(arguments.attention),
         n_threads=arguments.n_threads,
         max_memory=arguments.max_memory,
     )

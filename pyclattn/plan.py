@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,16 @@ PARAMETERS = {
     "clustered": {"n_clusters", "n_bits", "n_iterations", "clustering", "seed"},
     "improved-clustered": {"n_clusters", "n_bits", "n_iterations", "clustering", "seed", "topk"},
 }
+
+
+def parse_attention(text: str) -> Any:
+    """What a command line says of attention: a method, or JSON for parameters and names."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(f"--attention is a method or JSON, got {text!r}: {error}") from None
 
 
 @dataclass(frozen=True)

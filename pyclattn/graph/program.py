@@ -69,6 +69,16 @@ class Program:
         _Checker().check(self, frozenset(), 0)
 
 
+def fresh_name(names: set[str], like: str) -> str:
+    """A name that is not among ``names`` yet, and now is."""
+    name, count = like, 0
+    while name in names:
+        count += 1
+        name = f"{like}_{count}"
+    names.add(name)
+    return name
+
+
 def nested(op: Op) -> list[Program]:
     """Programs in an operator's attributes: the branches of If, the bodies of Loop and Scan."""
     return [a for a in op.attributes.values() if isinstance(a, Program)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pyclattn.graph.program import Op, Program
+from pyclattn.graph.program import Op, Program, fresh_name
 
 
 def bodies(op: Op) -> list[Program]:
@@ -122,12 +122,7 @@ class Editor:
     # -- changing --------------------------------------------------------------------------------------------------
 
     def fresh(self, like: str) -> str:
-        name, count = like, 0
-        while name in self.names:
-            count += 1
-            name = f"{like}_{count}"
-        self.names.add(name)
-        return name
+        return fresh_name(self.names, like)
 
     def add_constant(self, array: np.ndarray, like: str) -> str:
         name = self.fresh(like)
