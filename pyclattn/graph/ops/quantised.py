@@ -15,6 +15,8 @@ from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
 
 # 256 products of numbers up to 255 stay below 2^24, where float32 holds every whole number.
 EXACT_TERMS = 256
+# So many products of numbers up to 255 fit in an int32.
+INT32_TERMS = (2**31 - 1) // 255**2
 
 
 def along(array: np.ndarray, axis: int, ndim: int) -> np.ndarray:
@@ -122,13 +124,13 @@ def dynamic_quantise(x: np.ndarray) -> tuple[np.ndarray, np.float32, np.uint8]:
 
 
 def integer_matmul(a: np.ndarray, b: np.ndarray, zero_a=None, zero_b=None, n_threads: int = 1) -> np.ndarray:
-    """(a - zero_a) @ (b - zero_b), exact, as float64-free int32.
+    """(a - zero_a) @ (b - zero_b), exact, as int32, or int64 where the sums could pass it.
 
     ``zero_a``: one number, or one a row; ``zero_b``: one number, or one a column.
     """
     k = a.shape[-1]
     shape = broadcast(a.shape[:-2], b.shape[:-2]) + (a.shape[-2], b.shape[-1])
-    total = np.zeros(shape, np.int32)
+    total = np.zeros(shape, np.int32 if k <= INT32_TERMS else np.int64)
 
     def minus(x, zero):
         x = x.astype(np.float32)
@@ -148,6 +150,14 @@ def integer_matmul(a: np.ndarray, b: np.ndarray, zero_a=None, zero_b=None, n_thr
     starts = range(0, n, width)
     blocks.share(lambda t: columns(starts[t], width), len(starts), threads)()
     return total
+
+
+def with_product(kernel: Kernel, a: Spec, b: Spec, n_threads: int) -> Kernel:
+    """A kernel whose call is an `integer_matmul` and the scaling of its result, with what these allocate."""
+    k, size = max(1, a.shape[-1]), kernel.outputs[0].size
+    of_a_block = (a.size // k * n_threads + b.size // k) * min(k, EXACT_TERMS)
+    kernel.transient = 4 * (3 * size + of_a_block)  # sums, a block's product as float32 and int32; its two matrices
+    return kernel
 
 
 def _part(zero, axis: int, start: int):
@@ -197,7 +207,7 @@ def _matmul_integer(node: Node) -> Kernel:
         x, y = _matrices(x, y)
         return integer_matmul(x, y, row_zero(zero_x), column_zero(zero_y), threads).reshape(out.shape)
 
-    return simple([out], run)
+    return with_product(simple([out], run), a, b, threads)
 
 
 @op("QLinearMatMul")
@@ -215,7 +225,7 @@ def _qlinear_matmul(node: Node) -> Kernel:
         limits = np.iinfo(out.dtype)
         return np.clip(y_out, limits.min, limits.max).astype(out.dtype).reshape(out.shape)
 
-    return simple([out], run)
+    return with_product(simple([out], run), a, b, threads)
 
 
 def _integer_convolution(x, weight, zero_x, zero_w, w, groups: int) -> np.ndarray:

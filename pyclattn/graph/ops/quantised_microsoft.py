@@ -12,6 +12,7 @@ from pyclattn.graph.ops.quantised import (
     product_shape,
     quantise,
     row_zero,
+    with_product,
 )
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
@@ -32,7 +33,7 @@ def _matmul_integer_to_float(node: Node) -> Kernel:
         product *= np.asarray(scale_x.reshape(()) * scale_y, np.float32)
         return product if bias is None else product + bias
 
-    return simple([out], run)
+    return with_product(simple([out], run), a, b, threads)
 
 
 @op("com.microsoft:DynamicQuantizeMatMul")
@@ -51,7 +52,7 @@ def _dynamic_quantize_matmul(node: Node) -> Kernel:
         product *= np.asarray(scale * scale_y, np.float32)
         return product if bias is None else product + bias
 
-    kernel = simple([out], run)
+    kernel = with_product(simple([out], run), a, b, threads)
     kernel.transient += 5 * a.size
     return kernel
 
@@ -142,4 +143,5 @@ def _qgemm(node: Node) -> Kernel:
         result = product * np.asarray(np.float32(alpha) * scale_x * scale_y, np.float32)
         return result if is_float else quantise(result, scale, 0 if zero is None else zero, dtype)
 
-    return simple([Spec((m, n), dtype)], run)
+    turned = Spec((m, a.shape[0 if flip_a else 1]), a.dtype)
+    return with_product(simple([Spec((m, n), dtype)], run), turned, b, threads)

@@ -10,6 +10,7 @@ from pyclattn.graph.passes.fold import fold, share
 from pyclattn.graph.passes.linear import fuse_linear, scale_weights
 from pyclattn.graph.passes.normalise import normalise
 from pyclattn.graph.passes.norms import fuse_norms
+from pyclattn.graph.passes.quantised import fuse_integer_products
 from pyclattn.graph.passes.report import Report
 from pyclattn.graph.passes.rotary import fuse_rotary
 from pyclattn.graph.passes.shapes import Shapes
@@ -69,6 +70,8 @@ def _optimize(
     outer_known: Shapes | None = None,
 ) -> None:
     editor = Editor(program, outer)
+    # before small weights are folded; products of activations wait until attention has been looked for
+    fuse_integer_products(editor, Shapes(editor, outer_known), of_weights=True)
     known = _settle(editor, outer_known)
     normalise(editor, known, report)
     known = _settle(editor, outer_known)
@@ -81,6 +84,7 @@ def _optimize(
     _settle(editor, outer_known)
     fold_output_layouts(editor)
     known = _settle(editor, outer_known)
+    fuse_integer_products(editor, known)
     fold_batch_norms(editor)
     scale_weights(editor, known)
     known = _settle(editor, outer_known)

@@ -424,7 +424,7 @@ RULES: dict[str, Callable[[Shapes, Op], list | None]] = {
     **dict.fromkeys(_SAME.split(), _same),
     **{f"Reduce{name}": _reduce for name in _REDUCTIONS},
     **dict.fromkeys(("Conv", "ConvInteger", "MaxPool", "AveragePool", "LpPool", "QLinearConv"), _window),
-    **dict.fromkeys(("MatMul", "MatMulInteger"), _matmul),
+    **dict.fromkeys(("MatMul", "MatMulInteger", "com.microsoft:MatMulIntegerToFloat"), _matmul),
     "QLinearMatMul": _flat_matmul,
     "Gemm": _gemm,
     "Transpose": _transpose,
