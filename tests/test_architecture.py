@@ -1,6 +1,6 @@
 """The spine: each floor imports only those below it, and each privilege has one owner.
 
-cli -> serving | calibration | export -> model (+ plan) -> graph | layers -> functional -> _dispatch
+cli -> serving | calibration | export -> model -> layers -> graph | plan -> functional -> _dispatch
     -> reference | kernels | _ext;   weights, _threads, _config, arrays, errors on the ground floor
 """
 
@@ -27,9 +27,9 @@ BELOW = {
     "_ext": {"errors", "arrays", "_config"},
     "_dispatch": {"errors", "_config", "_threads", "reference", "kernels", "_ext"},
     "functional": {*GROUND, "_dispatch"},
-    "layers": {*GROUND, "functional"},
-    "graph": {*GROUND, "functional", "layers"},
-    "plan": {*GROUND, "functional", "layers", "graph"},
+    "plan": {"errors"},
+    "graph": {*GROUND, "functional"},
+    "layers": {*GROUND, "functional", "graph", "plan"},
     "model": {*GROUND, "functional", "layers", "graph", "plan"},
     "calibration": {*GROUND, "functional", "layers", "graph", "plan", "model"},
     "serving": {*GROUND, "functional", "layers", "graph", "plan", "model"},
