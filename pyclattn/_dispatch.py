@@ -32,6 +32,7 @@ OWNERS = {
     "clustering.nearest_assign": "cython",
     "clustering.sort_by_label": "numba",
     "clustering.cluster_means": "cython",
+    "dense.multiply": "cython",
 }
 
 _forced_backend: str | None = None
@@ -70,13 +71,28 @@ def room_of(kernel: str) -> str:
 
 def launch(kernel: str, n_threads: int, *arguments: Any) -> None:
     """Run a kernel over all its tasks, on up to ``n_threads`` threads."""
+    bind(kernel, n_threads, *arguments)()
+
+
+def bind(kernel: str, n_threads: int, *arguments: Any) -> Callable[[], None]:
+    """A launch to be made later, perhaps often, from the room in use now."""
     backend = _forced_backend or _config.backend()
     found = _resolved.get((kernel, backend))
     if found is None:
         found = _resolved[kernel, backend] = _resolve(kernel, backend)
     function, is_threaded = found
-    counter = np.zeros(1, np.int64)
-    _threads.run(partial(function, *arguments, counter), n_threads if is_threaded else 1)
+    if not is_threaded:
+        n_threads = 1
+
+    def run() -> None:
+        _threads.run(partial(function, *arguments, np.zeros(1, np.int64)), n_threads)
+
+    return run
+
+
+def panel_lanes() -> int:
+    """Columns of a panel for the instruction set in use; any number is right for the reference."""
+    return importlib.import_module("pyclattn._ext.isa").lanes() if installed("cython") else 16
 
 
 @contextmanager

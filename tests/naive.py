@@ -241,3 +241,30 @@ def improved(query, key, value, labels, topk, *, key_padding=None, is_causal=Fal
                         row = mass * row + weighted_sum([share[j] for j in rest], v[rest])
                     out[b, h, i] = row
     return out, margin
+
+
+def activated(x, name):
+    """One number through an activation, as textbooks write it."""
+    if name == "relu":
+        return max(x, 0.0)
+    if name == "gelu":
+        return x * 0.5 * math.erfc(-x / math.sqrt(2))
+    if name == "gelu_tanh":
+        return x * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    slope = {"quick_gelu": 1.702, "silu": 1.0, "sigmoid": 1.0}.get(name)
+    if slope is None:
+        return x
+    share = 1 / (1 + math.exp(-slope * x)) if x > -300 else 0.0
+    return share if name == "sigmoid" else x * share
+
+
+def dense(rows, weight, bias, name):
+    """A dense layer: each number of the output on its own, in float64."""
+    out = np.empty((len(rows), weight.shape[1]))
+    for i, row in enumerate(rows):
+        for j in range(weight.shape[1]):
+            total = 0.0 if bias is None else float(bias[j])
+            for x, w in zip(row, weight[:, j]):
+                total += float(x) * float(w)
+            out[i, j] = activated(total, name)
+    return out

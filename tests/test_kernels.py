@@ -10,6 +10,7 @@ import pytest
 from conftest import ISA_LEVELS, Room
 
 from pyclattn import _dispatch
+from pyclattn.functional.dense import ACTIVATIONS, pack_weight
 
 TESTED = set()
 
@@ -519,6 +520,35 @@ def test_cluster_means(name, fast, dim):
     want, got = both(name, fast, make)
     assert (want == -7).any()
     compare.assert_close(got, want, 1e-7)
+
+
+# Dense layers
+
+
+@kernel("dense.multiply")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("n_rows", "depth", "width"), [(1, 1, 1), (9, 7, 65), (33, 64, 48), (70, 130, 150), (16, 2, 24)]
+)
+def test_multiply(name, fast, n_rows, depth, width, activation):
+    """Rows of a wider array; every other task, so that what lies between is not written."""
+    rng = np.random.default_rng(depth)
+    rows = rng.standard_normal((n_rows, depth + 3), dtype=np.float32)[:, :depth]
+    weight = rng.standard_normal((depth, width), dtype=np.float32) * np.float32(4 / depth**0.5)
+    bias = rng.standard_normal(width, dtype=np.float32) if activation else None
+    with fast.forced():
+        panels = pack_weight(weight).panels
+    n_panels = len(panels)
+    tasks = [(r, min(r + 20, n_rows), p, p + 1) for r in range(0, n_rows, 20) for p in range(n_panels)]
+    tasks = np.array(tasks, np.int64)[::2].copy()
+
+    def make(new):
+        out = new((n_rows, width + 2), np.float32, np.nan)[:, :width]
+        return (rows, panels, bias, activation, tasks, out), out
+
+    want, got = both(name, fast, make)
+    assert np.isnan(got).any() == (len(tasks) < -(-n_rows // 20) * n_panels)
+    compare.assert_close(got, want, compare.EXACT)
 
 
 # The reference room itself, where its kernels are called as no public function calls them

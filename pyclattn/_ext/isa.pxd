@@ -32,6 +32,7 @@ cdef extern from "tile.h" nogil:
         void (*sign)(const float *, long, const float *, long, long, const float *, float, float, uint64_t *,
                      uint32_t *) noexcept nogil
         void (*nearest)(const float *, long, long, const float *, int32_t, float *, int32_t *) noexcept nogil
+        void (*finish)(const float *, long, long, const float *, int, float *, long) noexcept nogil
         float (*fma_loop)(long) noexcept nogil
 
     void tile_prefetch(const float *row, long width) noexcept nogil

@@ -48,6 +48,11 @@ def selected():
     return _current.name.decode()
 
 
+def lanes():
+    """Queries, or columns of a dense layer, of one panel."""
+    return _current.lanes
+
+
 def select(str name):
     """Use this instruction set from now on ("auto": the widest)."""
     global _current

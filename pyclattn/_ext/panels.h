@@ -3,6 +3,7 @@
 #include "products.h"
 
 #define LOG2E 1.44269504088896341f
+#include "dense.h"
 
 static void tile_load(const float *rows, long stride, const int64_t *index, long n, long depth, float factor,
                       float *panel) {
@@ -296,5 +297,5 @@ static void tile_nearest(const float *s, long n, long vectors, const float *offs
 const tile_isa TABLE_NAME(ISA) = {
     NAME(ISA), LANES, VL, MR, 2.0 * MR * LANES,
     tile_load, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
-    tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_fma_loop,
+    tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_finish, tile_fma_loop,
 };

@@ -12,6 +12,11 @@
 #define TILE_KEYS 128 /* keys of a block: 128 x 64 floats = 32 kB each of keys and values; 2 % faster than 256 */
 #define TILE_MASKED -3.0e38f  /* a score that does not count; finite, so that no arithmetic meets an infinity */
 
+/* The activations of a dense layer, in the order of their names in dense.pyx. */
+enum {
+    TILE_NO_ACTIVATION, TILE_RELU, TILE_GELU, TILE_GELU_TANH, TILE_QUICK_GELU, TILE_SILU, TILE_SIGMOID
+};
+
 /* The best keys of each lane so far. Candidates are appended in the order of their rows; a full list is cut down to
  * its topk best, whose least score is the threshold from then on. */
 typedef struct {
@@ -65,6 +70,8 @@ typedef struct {
     /* running argmax over keys of s[k] - offsets[k], ties to the first; label counts from first */
     void (*nearest)(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
                     int32_t *labels);
+    /* a dense layer's way out: out[k][c] = activation(s[k][c] + bias[c]) for c < width; bias may be NULL */
+    void (*finish)(const float *s, long n, long width, const float *bias, int activation, float *out, long stride);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(long rounds);
 } tile_isa;

@@ -1,0 +1,50 @@
+"""Dense layers in NumPy."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from pyclattn.arrays import Float32, Float64, Int64
+from pyclattn.reference._tasks import drawn
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def _logistic(x: Float64) -> Float64:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
+    "": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x * math.sqrt(0.5)).astype(np.float64)),
+    "gelu_tanh": lambda x: x * _logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)),
+    "quick_gelu": lambda x: x * _logistic(1.702 * x),
+    "silu": lambda x: x * _logistic(x),
+    "sigmoid": _logistic,
+}
+
+
+def multiply(
+    rows: Float32,
+    panels: Float32,
+    bias: Float32 | None,
+    activation: str,
+    tasks: Int64,
+    out: Float32,
+    counter: Int64,
+) -> None:
+    """out = activation(rows @ weight + bias).
+
+    The weight is cut into panels of columns, (n_panels, depth, lanes), zeros at the end; its first element lies at a
+    multiple of 64 bytes. A task is [first row, last + 1, first panel, last + 1].
+    """
+    lanes, width = panels.shape[2], out.shape[1]
+    for start, stop, first, last in drawn(tasks, counter):
+        for panel in range(first, last):
+            columns = slice(panel * lanes, min((panel + 1) * lanes, width))
+            product = rows[start:stop].astype(np.float64) @ panels[panel, :, : columns.stop - columns.start]
+            if bias is not None:
+                product += bias[columns]
+            out[start:stop, columns] = ACTIVATIONS[activation](product)
