@@ -1,171 +1,24 @@
-"""From a file's tensors to layers: what a kind of layer expects, renaming rules as data, one check of everything.
+"""From a file's tensors to layers: renaming rules as data, and one check of everything.
 
-What a kind expects is a template: our name of each tensor (the path of fields to it) and its axes by letter names. A
-name's length is what most tensors that have it agree on, so nobody has to state sizes, and the odd tensor is found.
+The length of an axis that has a name is what most tensors with that axis agree on, so nobody has to state sizes, and
+the odd tensor is found.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from pyclattn.errors import ArgumentError, ModelFormatError
-from pyclattn.layers.attention import FUSED, MultiHeadAttention
-from pyclattn.layers.basic import Embedding, FeedForward, LayerNorm, Linear, RMSNorm
-from pyclattn.layers.encoder import Encoder, EncoderLayer
+from pyclattn.functional._check import whole
+from pyclattn.layers.attention import FUSED
+from pyclattn.layers.kinds import KINDS, Template, Tensors
 
-Template = dict[str, tuple[str | int, ...]]  # our name -> axes
 Names = Mapping[str, str | None]  # ours -> the file's; None: the file has no such tensor
-Tensors = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of layer: what it expects of a file, and how it is put together."""
-
-    template: Callable[..., Template]
-    build: Callable[..., Any]
-
-
-def under(prefix: str, template: Template, **axes: str | int) -> Template:
-    """A template one level down, with other names for some axes."""
-    return {f"{prefix}.{n}": tuple(axes.get(str(a), a) for a in shape) for n, shape in template.items()}
-
-
-def part(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors of one field, by what follows its name."""
-    return {n[len(prefix) + 1 :]: a for n, a in tensors.items() if n.startswith(f"{prefix}.")}
-
-
-def _linear_template() -> Template:
-    return {"weight": ("out", "in"), "bias": ("out",)}
-
-
-def _linear(tensors: Tensors) -> Linear:
-    return Linear(tensors["weight"], tensors.get("bias"))
-
-
-def _norm_template(norm: str = "layer", epsilon: float = 0) -> Template:
-    return {"weight": ("width",), "bias": ("width",)} if norm == "layer" else {"weight": ("width",)}
-
-
-def _norm(tensors: Tensors, norm: str = "layer", epsilon: float | None = None) -> LayerNorm | RMSNorm:
-    more = {} if epsilon is None else {"epsilon": epsilon}
-    if norm == "layer":
-        return LayerNorm(tensors["weight"], tensors.get("bias"), **more)
-    return RMSNorm(tensors["weight"], **more)
-
-
-def _layer_norm(tensors: Tensors, epsilon: float = 1e-5) -> LayerNorm:
-    return LayerNorm(tensors["weight"], tensors.get("bias"), epsilon)
-
-
-def _rms_norm(tensors: Tensors, epsilon: float = 1e-6) -> RMSNorm:
-    return RMSNorm(tensors["weight"], epsilon)
-
-
-def _feed_forward_template(activation: str = "gelu", is_gated: bool = False) -> Template:
-    up = under("up", _linear_template(), out="hidden", **{"in": "width"})
-    gate = under("gate", _linear_template(), out="hidden", **{"in": "width"}) if is_gated else {}
-    return {**up, **gate, **under("down", _linear_template(), out="width", **{"in": "hidden"})}
-
-
-def _feed_forward(tensors: Tensors, activation: str = "gelu", is_gated: bool = False) -> FeedForward:
-    gate = _linear(part(tensors, "gate")) if is_gated else None
-    return FeedForward(_linear(part(tensors, "up")), _linear(part(tensors, "down")), gate, activation)
-
-
-def _attention_template(fused: str | None = None, shares_query: bool = False, **others: Any) -> Template:
-    if fused is not None:
-        found = under("qkv", _linear_template(), out="query, key and value", **{"in": "width"})
-    else:
-        names = ("query", "value") if shares_query else ("query", "key", "value")
-        found = {}
-        for name in names:
-            found |= under(name, _linear_template(), out=f"{name} features", **{"in": "width"})
-    return {**found, **under("out", _linear_template(), out="width", **{"in": "joined heads"})}
-
-
-def _attention(
-    tensors: Tensors, n_heads: int, fused: str | None = None, shares_query: bool = False, **more: Any
-) -> MultiHeadAttention:
-    linears: dict[str, Any] = {
-        n: _linear(part(tensors, n)) for n in ("qkv", "query", "key", "value", "out") if f"{n}.weight" in tensors
-    }
-    if fused is not None:
-        return MultiHeadAttention.fused(linears.pop("qkv"), n_heads, layout=fused, **linears, **more)
-    return MultiHeadAttention(n_heads, **linears, **more)
-
-
-_OF_ATTENTION = ("n_heads", "n_kv_heads", "fused", "shares_query", "rotary", "scale", "attention", "name")
-_OF_FEED_FORWARD = ("activation", "is_gated")
-_OF_NORM = ("norm", "epsilon")
-
-
-def _some(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {n: config[n] for n in names if n in config}
-
-
-def _encoder_layer_template(is_pre_norm: bool = False, **config: Any) -> Template:
-    norm = _norm_template(**_some(config, _OF_NORM))
-    return {
-        **under("attention", _attention_template(**_some(config, _OF_ATTENTION))),
-        **under("attention_norm", norm),
-        **under("feed_forward", _feed_forward_template(**_some(config, _OF_FEED_FORWARD))),
-        **under("feed_forward_norm", norm),
-    }
-
-
-def _encoder_layer(tensors: Tensors, is_pre_norm: bool = False, **config: Any) -> EncoderLayer:
-    of_norm = _some(config, _OF_NORM)
-    return EncoderLayer(
-        _attention(part(tensors, "attention"), **_some(config, _OF_ATTENTION)),
-        _feed_forward(part(tensors, "feed_forward"), **_some(config, _OF_FEED_FORWARD)),
-        _norm(part(tensors, "attention_norm"), **of_norm),
-        _norm(part(tensors, "feed_forward_norm"), **of_norm),
-        is_pre_norm,
-    )
-
-
-def _encoder_template(n_layers: int, has_norm: bool = False, **config: Any) -> Template:
-    layer, norm = _encoder_layer_template(**config), _norm_template(**_some(config, _OF_NORM))
-    found: Template = {}
-    for i in range(n_layers):
-        found |= under(f"layers.{i}", layer)
-    return found | (under("norm", norm) if has_norm else {})
-
-
-def _encoder(tensors: Tensors, n_layers: int, has_norm: bool = False, name: str = "layers.{}.attention", **config: Any):
-    layers = [_encoder_layer(part(tensors, f"layers.{i}"), name=name.format(i), **config) for i in range(n_layers)]
-    return Encoder(tuple(layers), _norm(part(tensors, "norm"), **_some(config, _OF_NORM)) if has_norm else None)
-
-
-KINDS: dict[str, Kind] = {
-    "linear": Kind(_linear_template, _linear),
-    "layer_norm": Kind(lambda epsilon=0: _norm_template(), _layer_norm),
-    "rms_norm": Kind(lambda epsilon=0: _norm_template("rms"), _rms_norm),
-    "embedding": Kind(lambda: {"weight": ("rows", "width")}, lambda tensors: Embedding(tensors["weight"])),
-    "feed_forward": Kind(_feed_forward_template, _feed_forward),
-    "attention": Kind(_attention_template, _attention),
-    "encoder_layer": Kind(_encoder_layer_template, _encoder_layer),
-    "encoder": Kind(_encoder_template, _encoder),
-}
-_CONFIG = {
-    "linear": (),
-    "layer_norm": ("epsilon",),
-    "rms_norm": ("epsilon",),
-    "embedding": (),
-    "feed_forward": _OF_FEED_FORWARD,
-    "attention": _OF_ATTENTION,
-    "encoder_layer": ("is_pre_norm", *_OF_ATTENTION, *_OF_FEED_FORWARD, *_OF_NORM),
-    "encoder": ("n_layers", "has_norm", "is_pre_norm", *_OF_ATTENTION, *_OF_FEED_FORWARD, *_OF_NORM),
-}
-_NEEDED = {"attention": ("n_heads",), "encoder_layer": ("n_heads",), "encoder": ("n_layers", "n_heads")}
 
 
 def from_weights(
@@ -175,7 +28,7 @@ def from_weights(
     names: Names | None = None,
     *,
     ignore: Iterable[str] = (),
-    **config: Any,
+    **settings: Any,
 ) -> Any:
     """A layer from a file's tensors.
 
@@ -193,7 +46,7 @@ def from_weights(
         ``layers.0.attention.query.weight``.
     ignore : iterable of str
         Patterns (``*`` and ``?``) of tensors under the prefix that are no part of the layer, without the prefix.
-    **config
+    **settings
         What tensors do not say. attention: ``n_heads``, ``n_kv_heads``, ``fused`` (a layout of
         `MultiHeadAttention.fused`; the projection is then named ``qkv``), ``shares_query`` (queries and keys share
         ``query``), ``rotary``, ``scale``, ``attention``, ``name``; feed_forward: ``activation``, ``is_gated``; norms:
@@ -225,16 +78,26 @@ def from_weights(
     """
     if kind not in KINDS:
         raise ArgumentError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    unknown = sorted(set(config) - set(_CONFIG[kind]))
-    lacking = [n for n in _NEEDED.get(kind, ()) if n not in config]
+    known = KINDS[kind]
+    _check_settings(kind, settings)
+    tensors = find(known.template(settings), weights, prefix, names or {}, ignore, kind)
+    return known.build(tensors, settings)
+
+
+def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
+    known = KINDS[kind]
+    unknown = sorted(set(settings) - set(known.settings))
+    lacking = [n for n in known.needed if n not in settings]
     if unknown or lacking:
         said = [f"does not know {', '.join(unknown)}"] * bool(unknown) + [f"needs {', '.join(lacking)}"] * bool(lacking)
-        raise ArgumentError(f"{kind} {' and '.join(said)}; its settings: {', '.join(_CONFIG[kind]) or 'none'}")
-    if config.get("fused") is not None and config["fused"] not in FUSED:
-        raise ArgumentError(f"fused must be None or one of {', '.join(FUSED)}, got {config['fused']!r}")
-    template = KINDS[kind].template(**config)
-    tensors = find(template, weights, prefix, names or {}, ignore, kind)
-    return KINDS[kind].build(tensors, **config)
+        raise ArgumentError(f"{kind} {' and '.join(said)}; its settings: {', '.join(known.settings) or 'none'}")
+    choices = {"fused": (None, *FUSED), "norm": ("layer", "rms")}
+    for name, allowed in choices.items():
+        if name in settings and settings[name] not in allowed:
+            raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {settings[name]!r}")
+    for name in ("n_layers", "n_heads"):
+        if name in settings:
+            whole(name, settings[name], 1)
 
 
 def find(
