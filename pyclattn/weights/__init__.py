@@ -1,5 +1,15 @@
-"""Readers and writers of weight files: every length is checked before an allocation, and nothing is executed."""
+"""Readers and writers of weight files: every length is checked before an allocation, and nothing is executed.
 
+load          load_weights: any file -> arrays;  read_checkpoint: all a PyTorch file holds
+  kinds       what a file is, by its first bytes
+  pytorch     zip and legacy files -> a tree;  archive: members of a zip;  unpickler, allowed: objects of a pickle
+  checkpoint  which part of a tree holds the weights, and their names
+  safetensors reader and writer;  strict_json: headers and indices
+  tensors     where elements lie -> arrays;  dtypes: element types NumPy lacks;  source: a file in memory
+"""
+
+from pyclattn.weights.load import load_weights, read_checkpoint
 from pyclattn.weights.safetensors import SafeTensors, write_safetensors
+from pyclattn.weights.unpickler import Placeholder
 
-__all__ = ["SafeTensors", "write_safetensors"]
+__all__ = ["Placeholder", "SafeTensors", "load_weights", "read_checkpoint", "write_safetensors"]

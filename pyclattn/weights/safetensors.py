@@ -9,49 +9,57 @@ import json
 import math
 import os
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from pyclattn.errors import DTypeError, ModelFormatError
+from pyclattn.weights import dtypes, kinds
+from pyclattn.weights.source import Source
+from pyclattn.weights.strict_json import parse_json, short
+from pyclattn.weights.tensors import MAX_RANK, Storage, Tensor, named
 
 # The format's own limit; also far above what a large model needs (about 150 bytes a tensor).
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1_000_000
-MAX_RANK = 64  # NumPy's
-# header -> entry -> shape: deeper nesting is not safetensors
-MAX_DEPTH = 3
 # Data begin at a multiple of a cache line, and tensors are sorted by the size of their elements.
 ALIGNMENT = 64
 
+# The format's name -> PyTorch's. Elements of 4 and 6 bits, which the format knows too, are refused.
 DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
     "U16": "uint16",
     "I16": "int16",
     "F16": "float16",
+    "BF16": "bfloat16",
     "U32": "uint32",
     "I32": "int32",
     "F32": "float32",
     "U64": "uint64",
     "I64": "int64",
     "F64": "float64",
+    "C64": "complex64",
 }
-_NAMES = {numpy: name for name, numpy in DTYPES.items()}
-_SIZES = {**{name: np.dtype(numpy).itemsize for name, numpy in DTYPES.items()}, "BF16": 2}
+_NAMES = {name: code for code, name in DTYPES.items() if name in dtypes.PLAIN}
+_SIZES = {code: dtypes.ITEMSIZE[name] for code, name in DTYPES.items()}
 
 
 class SafeTensors(Mapping[str, np.ndarray]):
     """A safetensors file, memory-mapped: a mapping of names to read-only arrays.
 
-    bfloat16 is widened to float32, which copies.
-
     Parameters
     ----------
     path : path-like
+    widen : bool
+        bfloat16 and 8-bit floats become float32, which copies. False keeps them, as types of the package ml_dtypes.
 
     Attributes
     ----------
@@ -72,63 +80,26 @@ class SafeTensors(Mapping[str, np.ndarray]):
     (['w'], array([0., 1., 2., 3.], dtype=float32), {'made': 'here'})
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        try:
-            size = self.path.stat().st_size
-            if not self.path.is_file():
-                raise ModelFormatError(f"{path}: not a file")
-            with self.path.open("rb") as file:
-                start = file.read(8)
-                if len(start) < 8:
-                    raise ModelFormatError(f"{path}: {size} bytes are too few for a safetensors file: truncated")
-                length = int.from_bytes(start, "little")
-                if length > min(MAX_HEADER, size - 8):
-                    raise ModelFormatError(
-                        f"{path}: the header says it has {length} bytes, the file has {size - 8} "
-                        f"(at most {MAX_HEADER} are read): truncated, altered, or not safetensors"
-                    )
-                text = file.read(length)
-        except OSError as error:
-            raise ModelFormatError(f"{path}: cannot be read ({error.strerror})") from error
-        header = self._parse(text)
+    def __init__(self, path: str | os.PathLike, *, widen: bool = True):
+        self._open(Source.open(path), widen)
+
+    @classmethod
+    def of(cls, source: Source, *, widen: bool = True) -> SafeTensors:
+        """Of a file that is open already, or bytes."""
+        made = cls.__new__(cls)
+        made._open(source, widen)
+        return made
+
+    def _open(self, source: Source, widen: bool) -> None:
+        self.path = source.name
+        self._source, self._widen = source, widen
+        length = int.from_bytes(source.view[:8], "little")
+        if source.size < 8 or length > min(MAX_HEADER, source.size - 8):
+            raise ModelFormatError(f"{self.path}: {_not_safetensors(source, length)}")
+        self._start = 8 + length
+        header = parse_json(bytes(source.view[8 : self._start]), self.path, source.size)
         self.metadata = self._metadata(header.pop("__metadata__", {}))
-        room = size - 8 - length
-        self._entries = self._checked(header, room)
-        self._data = np.memmap(self.path, np.uint8, "r", 8 + length, (room,)) if room else np.empty(0, np.uint8)
-
-    def _parse(self, text: bytes) -> dict:
-        # the nesting outside strings, before a parser recurses into it
-        depth = deepest = 0
-        quoted = False
-        for byte in _brackets(text):
-            if byte == 0x22:
-                quoted = not quoted
-            elif not quoted:
-                depth += 1 if byte in b"[{" else -1
-                deepest = max(deepest, depth)
-        if deepest > MAX_DEPTH:
-            raise ModelFormatError(f"{self.path}: the header is nested {deepest} deep, at most {MAX_DEPTH} is expected")
-        try:
-            header = json.loads(text.decode("utf-8"), object_pairs_hook=self._unique, parse_constant=self._refuse)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, ModelFormatError):
-                raise
-            raise ModelFormatError(f"{self.path}: the header is not JSON: {error}") from error
-        if not isinstance(header, dict):
-            raise ModelFormatError(f"{self.path}: the header must be a JSON object, got {type(header).__name__}")
-        return header
-
-    def _unique(self, pairs: list) -> dict:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(n for i, n in enumerate(names) if n in names[:i])
-            raise ModelFormatError(f"{self.path}: tensor {twice!r}: named twice in the header")
-        return result
-
-    def _refuse(self, text: str):
-        raise ModelFormatError(f"{self.path}: the header holds {text}, which is not JSON")
+        self._entries = self._checked(header, source.size - self._start)
 
     def _metadata(self, found) -> dict[str, str]:
         if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
@@ -141,16 +112,16 @@ class SafeTensors(Mapping[str, np.ndarray]):
             raise ModelFormatError(f"{self.path}: {len(header)} tensors, at most {MAX_TENSORS} are read")
         spans, entries = [], {}
         for name, entry in header.items():
-            where = f"{self.path}: tensor {name!r}"
+            where = f"{self.path}: tensor {short(name)}"
             if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
                 raise ModelFormatError(f"{where}: must have dtype, shape and data_offsets, and nothing else")
             dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
             if not isinstance(dtype, str) or dtype not in _SIZES:
-                raise ModelFormatError(f"{where}: dtype {dtype!r} is not supported; known are {', '.join(_SIZES)}")
+                raise ModelFormatError(f"{where}: dtype {dtype!r:.60} is not supported; known are {', '.join(_SIZES)}")
             if not _are_counts(shape) or len(shape) > MAX_RANK:
                 raise ModelFormatError(f"{where}: shape must be at most {MAX_RANK} whole numbers of at least 0")
             if not _are_counts(offsets) or len(offsets) != 2:
-                raise ModelFormatError(f"{where}: data_offsets must be two whole numbers, got {offsets!r}")
+                raise ModelFormatError(f"{where}: data_offsets must be two whole numbers, got {offsets!r:.60}")
             start, stop = offsets
             wanted = math.prod(shape) * _SIZES[dtype]
             if not start <= stop <= room:
@@ -167,25 +138,28 @@ class SafeTensors(Mapping[str, np.ndarray]):
         for start, stop, name in sorted(spans):
             if start != end:
                 what = "overlaps another" if start < end else "leaves a gap before it"
-                raise ModelFormatError(f"{self.path}: tensor {name!r}: {what} (starts at {start}, expected {end})")
+                raise ModelFormatError(f"{self.path}: tensor {short(name)}: {what} (starts at {start}, expected {end})")
             end = stop
         if end != room:
             raise ModelFormatError(f"{self.path}: {room} bytes of data, the header describes {end}: altered")
         return entries
 
+    def leaves(self) -> dict[str, Tensor]:
+        """Name -> tensor, whose array is made when asked for."""
+        return {name: self._tensor(name) for name in self._entries}
+
+    def _tensor(self, name: str) -> Tensor:
+        code, shape, start = self._entries[name]
+        n_bytes = math.prod(shape) * _SIZES[code]
+        strides, step = [], 1
+        for n in reversed(shape):
+            strides.append(step)
+            step *= max(n, 1)
+        storage = Storage(self._source, name, DTYPES[code], n_bytes, self._start + start)
+        return Tensor(storage, DTYPES[code], 0, shape, tuple(strides[::-1]))
+
     def __getitem__(self, name: str) -> np.ndarray:
-        dtype, shape, start = self._entries[name]
-        count = math.prod(shape)
-        raw = self._data[start : start + count * _SIZES[dtype]]
-        if dtype == "BF16":
-            wide = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(shape)
-        if dtype == "BOOL" and count and int(raw.max()) > 1:
-            raise ModelFormatError(f"{self.path}: tensor {name!r}: BOOL must be bytes 0 and 1, got {int(raw.max())}")
-        array = np.frombuffer(raw, np.dtype(DTYPES[dtype]).newbyteorder("<")).reshape(shape)
-        if sys.byteorder == "big" or not array.flags.aligned:
-            array = array.astype(DTYPES[dtype])
-        return array
+        return named(self._tensor(name), name, self.path, self._widen)
 
     def __iter__(self):
         return iter(self._entries)
@@ -194,10 +168,16 @@ class SafeTensors(Mapping[str, np.ndarray]):
         return len(self._entries)
 
 
-def _brackets(text: bytes) -> bytes:
-    """Only the brackets and the quotes that open or close a string."""
-    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return text.translate(None, bytes(b for b in range(256) if b not in b'[]{}"'))
+def _not_safetensors(source: Source, length: int) -> str:
+    kind = kinds.kind_of(source)
+    if kind != kinds.UNKNOWN:
+        return f"{kind}; expected safetensors"
+    if source.size < 8:
+        return f"{source.size} bytes are too few for a safetensors file: truncated"
+    return (
+        f"the header says it has {length} bytes, the file has {source.size - 8} "
+        f"(at most {MAX_HEADER} are read): truncated, altered, or not safetensors"
+    )
 
 
 def _are_counts(values) -> bool:
