@@ -99,8 +99,18 @@ def read_program(path: str | os.PathLike) -> Program:
     ModelFormatError
         If the file is missing, truncated, altered, hostile, or of an opset outside 11 to 24.
     """
-    program, _ = optimize(from_onnx(path))
-    validate(program, str(path))
+    return ready(from_onnx(path), str(path))
+
+
+def ready(program: Program, where: str) -> Program:
+    """Optimised and validated."""
+    try:
+        program, _ = optimize(program)
+    except PyclattnError:
+        raise
+    except Exception as error:  # passes trust operators to have the inputs and attributes that ONNX gives them
+        raise ModelFormatError(f"{where}: its operators do not fit together: {error!r:.200}") from error
+    validate(program, where)
     return program
 
 
@@ -175,8 +185,8 @@ def _inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
     try:
         return inliner.inline_local_functions(proto, convert_version=True)
-    except (ValueError, RuntimeError) as error:
-        raise ModelFormatError(f"{where}: its local functions cannot be inlined: {error}") from error
+    except Exception as error:  # of several C++ types that have no common base but this
+        raise ModelFormatError(f"{where}: its local functions cannot be inlined: {error!s:.200}") from error
 
 
 def _graph(graph: onnx.GraphProto, mapper: Mapper) -> Program:

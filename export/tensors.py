@@ -19,6 +19,7 @@ from onnx import TensorProto, numpy_helper
 
 from pyclattn.errors import ModelFormatError
 
+MAX_RANK = 64  # NumPy's
 DTYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -85,8 +86,10 @@ def to_array(tensor: TensorProto, where: str, base: Path | None) -> np.ndarray:
         If sizes do not fit, or external data leave the model's directory, are missing, truncated or altered.
     """
     where = f"{where}: tensor {tensor.name!r}"
-    if any(d < 0 for d in tensor.dims):
-        raise ModelFormatError(f"{where} has a negative dimension in {list(tensor.dims)}")
+    if any(d < 0 for d in tensor.dims) or len(tensor.dims) > MAX_RANK:
+        raise ModelFormatError(
+            f"{where} has a negative dimension or more than {MAX_RANK} of them in {list(tensor.dims)[:8]}"
+        )
     name = dtype_name(tensor.data_type, where)
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, where, base)
@@ -99,15 +102,26 @@ def to_array(tensor: TensorProto, where: str, base: Path | None) -> np.ndarray:
                 f"{where} of shape {list(tensor.dims)} and type {name} needs {wanted} bytes, has {len(tensor.raw_data)}"
             )
         # ONNX is little-endian by definition; the cast is free on such machines.
+        if not wanted:
+            return _empty(tensor, name, where)
+        if name == "bool" and max(tensor.raw_data) > 1:
+            raise ModelFormatError(f"{where} is bool but has bytes other than 0 and 1: altered")
         array = np.frombuffer(tensor.raw_data, np.dtype(name).newbyteorder("<")).reshape(tuple(tensor.dims))
         return array.astype(name, copy=False)
     return _with_onnx(tensor, where)
 
 
+def _empty(tensor: TensorProto, name: str, where: str) -> np.ndarray:
+    try:
+        return np.zeros(tuple(tensor.dims), name)
+    except ValueError as error:  # lengths beside the zero may still be beyond NumPy's
+        raise ModelFormatError(f"{where} of shape {list(tensor.dims)[:8]} is beyond any array: {error}") from error
+
+
 def _with_onnx(tensor: TensorProto, where: str) -> np.ndarray:
     try:
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, IndexError) as error:
         raise ModelFormatError(f"{where} of shape {list(tensor.dims)} cannot be read: {error}") from error
 
 
@@ -154,7 +168,7 @@ def _external(tensor: TensorProto, where: str, base: Path | None) -> np.ndarray:
             f"which has {size}: truncated or altered"
         )
     if wanted == 0:
-        return np.zeros(tuple(tensor.dims), DTYPES[tensor.data_type])
+        return _empty(tensor, DTYPES[tensor.data_type], where)
     data = np.memmap(path, np.uint8, "r", offset, (wanted,))
     if "checksum" in keys and not _checksum_fits(path, keys["checksum"]):
         raise ModelFormatError(f"{where}: the checksum of {path.name!r} is not the one the model names: altered")
@@ -188,9 +202,6 @@ def parse(path: Path) -> onnx.ModelProto:
     ModelFormatError
         If the file is missing, truncated, or not an ONNX model.
     """
-    # protobuf's DecodeError is imported late: only onnx knows which protobuf it brought.
-    from google.protobuf.message import DecodeError
-
     try:
         size = path.stat().st_size
         data = path.read_bytes() if path.is_file() and size < 2**31 else None
@@ -201,11 +212,19 @@ def parse(path: Path) -> onnx.ModelProto:
             "not a file" if not path.is_file() else f"{size} bytes, but ONNX keeps models over 2 GB beside the file"
         )
         raise ModelFormatError(f"{path}: {reason}")
+    return parse_bytes(data, str(path))
+
+
+def parse_bytes(data: bytes, where: str) -> onnx.ModelProto:
+    """The model in the bytes of an ONNX file; errors as `parse`."""
+    # protobuf's DecodeError is imported late: only onnx knows which protobuf it brought.
+    from google.protobuf.message import DecodeError
+
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelFormatError(f"{path}: not an ONNX model, or truncated or altered ({error})") from error
+        raise ModelFormatError(f"{where}: not an ONNX model, or truncated or altered ({error})") from error
     if not model.HasField("graph") or not model.opset_import:
-        raise ModelFormatError(f"{path}: no graph or no opset in it; not an ONNX model, or truncated")
+        raise ModelFormatError(f"{where}: no graph or no opset in it; not an ONNX model, or truncated")
     return model

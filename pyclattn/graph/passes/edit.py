@@ -15,6 +15,9 @@ import numpy as np
 
 from pyclattn.graph.program import Op, Program, fresh_name
 
+# Bytes of constants that folding may make in any program, besides four times its own.
+FOLD_ROOM = 32 << 20
+
 
 def bodies(op: Op) -> list[Program]:
     """The programs inside an operator: branches of If, bodies of Loop and Scan."""
@@ -62,6 +65,8 @@ class Editor:
         self.outputs = {value.name for value in program.outputs}
         self.inputs = {value.name for value in program.inputs}
         self.changed = False
+        # Bytes folding may still make: chains of operators on constants would otherwise fill any memory.
+        self.fold_room = FOLD_ROOM + 4 * sum(a.nbytes for a in program.constants.values() if a.dtype != object)
         self._index()
 
     def _index(self) -> None:

@@ -8,8 +8,10 @@ from pyclattn.errors import PyclattnError
 from pyclattn.graph.program import Op
 
 
-def evaluate(op: Op, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None:
+def evaluate(op: Op, inputs: list[np.ndarray | None], most: int = 1 << 20) -> list[np.ndarray] | None:
     """The outputs of an operator for given inputs; None where it cannot be run before the run.
+
+    Nothing is run that would take more than ``most`` bytes: a file may ask for any shape.
 
     Examples
     --------
@@ -25,7 +27,10 @@ def evaluate(op: Op, inputs: list[np.ndarray | None]) -> list[np.ndarray] | None
         return None
     specs: list = [False if array is None else Spec.of(array, value=True) for array in inputs]
     try:
-        outputs = planner.evaluate(planner.build(op, specs, Settings()), inputs)
+        kernel = planner.build(op, specs, Settings())
+        if sum(s.nbytes for s in kernel.outputs) > most or max(kernel.scratch, kernel.transient) > 8 * most:
+            return None
+        outputs = planner.evaluate(kernel, inputs)
     except (Unknown, PyclattnError):
         return None  # it stays in the program, and the run says what is wrong with it
     # A view would keep the whole of its source alive.

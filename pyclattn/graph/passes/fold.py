@@ -98,9 +98,10 @@ def _fold_constants(editor: Editor, op: Op) -> bool:
     if any(array is not None and array.dtype == object for array in inputs):
         return False
     size = sum(array.nbytes for array in inputs if array is not None)
-    outputs = evaluate(op, inputs)
-    if outputs is None or sum(array.nbytes for array in outputs) > max(LARGEST, 2 * size):
+    outputs = evaluate(op, inputs, min(max(LARGEST, 2 * size), editor.fold_room))
+    if outputs is None:
         return False
+    editor.fold_room -= sum(array.nbytes for array in outputs)
     editor.define(op, outputs)
     return True
 
