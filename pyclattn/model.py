@@ -18,6 +18,7 @@ from pyclattn.graph.planner import check_shape, located
 from pyclattn.graph.program import Op, Program, Value, walk
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Settings, Spec
+from pyclattn.graph.weights import weight_bytes
 from pyclattn.plan import Plan
 
 # ONNX Runtime's names of element types
@@ -144,15 +145,14 @@ class Model:
         self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
         self.plan = Plan.of(attention, self.attentions)
         settings = Settings(n_threads=_threads.resolve(n_threads), attention=self.plan.choice)
-        self._executor = Executor(program, settings)
-        self.max_memory = max_memory
+        self.max_memory, left = max_memory, None
         if max_memory is not None:
-            left = max_memory - self.weight_bytes
+            left = max_memory - weight_bytes(program)
             if left <= 0:
                 raise MemoryLimitError(
-                    f"the weights have {self.weight_bytes:,} bytes, max_memory is {max_memory:,}: no model fits"
+                    f"the weights have {weight_bytes(program):,} bytes, max_memory is {max_memory:,}: no model fits"
                 )
-            self._executor.max_memory = left
+        self._executor = Executor(program, settings, left)
 
     @property
     def weight_bytes(self) -> int:

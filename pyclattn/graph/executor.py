@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from pyclattn.graph.planner import (
 )
 from pyclattn.graph.program import Program, describe, free_names, nested, walk
 from pyclattn.graph.spec import Settings, Spec
+from pyclattn.graph.weights import weight_bytes
 
 # Plans kept, one for each set of input shapes; a plan of 1,000 operators takes about 1 MB.
 N_PLANS = 32
@@ -64,9 +66,9 @@ class Frame:
         raw = np.empty(plan.arena + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         self.arena = raw[start : start + plan.arena]
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, Any] = {}  # None for a weight that is there packed only
         for name, spec in plan.specs.items():
-            if spec is not None and spec.value is not None:
+            if spec is not None and (spec.value is not None or spec.packed is not None):
                 self.arrays[name] = spec.value
         for name, spec in plan.inputs.items():
             if spec.value is None:
@@ -116,7 +118,7 @@ class Frame:
 
         def run():
             ins = [None if n is None else arrays[n] for n in step.inputs]
-            specs = [False if a is None else Spec.of(a, value=True) for a in ins]
+            specs = [self._seen(n) for n in step.inputs]
             results = evaluate(build(step.op, specs, settings), ins)
             for name, result in zip(step.op.outputs, results):
                 if name:  # a view of a buffer that others will use again is copied out of it
@@ -125,6 +127,13 @@ class Frame:
                 arrays.pop(name, None)
 
         return run
+
+    def _seen(self, name: str | None) -> Spec | bool:
+        """What an operator built in the run is told of an input."""
+        known = self.plan.specs.get(name) if name else None
+        if name is None or (known is not None and known.packed is not None):
+            return known or False
+        return Spec.of(self.arrays[name], value=True)
 
     def run(self, profile: list | None = None) -> None:
         """Make all calls in order."""
@@ -164,7 +173,8 @@ class Executor:
     settings : Settings, optional
         Threads, attention methods.
     max_memory : int, optional
-        Bytes that a run may take beside the weights.
+        Bytes that a run may take beside the weights. With a limit weights are left as they are; without, those of
+        dense layers are packed, and what is computed from constants alone (int8 weights as float32) is computed now.
 
     Raises
     ------
@@ -188,7 +198,8 @@ class Executor:
         self.max_memory = max_memory
         self._inner: dict[int, Executor] = {}
         settings = settings or Settings()
-        self.settings = replace(settings, programs=self._executor, free_names=free_names)
+        prepares = settings.prepares and max_memory is None
+        self.settings = replace(settings, programs=self._executor, free_names=free_names, prepares=prepares)
         extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in program.ops]
         self.outputs = [v.name for v in program.outputs]
         self.planner = Planner(program.ops, extra, program.constants, self.outputs, self.settings)
@@ -206,8 +217,7 @@ class Executor:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all constants, one that has several names once."""
-        programs = [self.program, *(p for op in walk(self.program) for p in nested(op))]
-        return sum({id(a): a.nbytes for p in programs for a in p.constants.values()}.values())
+        return weight_bytes(self.program)
 
     def plan(self, inputs: dict[str, Spec]) -> Plan:
         """The plan for these input shapes, made at need; within ``max_memory``, or an error."""

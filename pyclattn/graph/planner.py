@@ -17,9 +17,12 @@ from pyclattn.graph.memory import Buffer, place
 from pyclattn.graph.ops.registry import builder
 from pyclattn.graph.program import Op, describe
 from pyclattn.graph.spec import Kernel, Node, Settings, Spec, Unknown
+from pyclattn.graph.weights import made_bytes, pack
 
 # Values up to this size that depend on shapes alone are computed once per plan and kept with it.
 FOLD_BYTES = 1 << 20
+# Where weights are prepared, so are constants up to this many times what they are made from: int8 becomes float32.
+FOLD_GROWTH = 4
 
 
 @dataclass
@@ -124,28 +127,38 @@ class Planner:
         self.ops, self.extra, self.constants, self.outputs = ops, extra, constants, outputs
         self.settings = settings
         self.constant_specs = {name: Spec.of(array, value=True) for name, array in constants.items()}
-        self.folded = 0
         self._fold_constants()
+        if settings.prepares:
+            pack(self.constant_specs, list(zip(self.ops, self.extra)), outputs)
+        self.folded = made_bytes(self.constant_specs, constants.values())
 
     def _fold_constants(self) -> None:
-        """Compute what depends on constants alone once for all plans, unless it is large."""
-        kept = []
+        """Compute what depends on constants alone once for all plans, unless it takes too much memory."""
+        kept, folded = [], set[str]()
+        # a chain of operators on constants would otherwise fill any memory
+        room = FOLD_GROWTH * sum(s.nbytes for s in self.constant_specs.values()) if self.settings.prepares else 0
         for op, extra in zip(self.ops, self.extra):
             names = [n or None for n in (*op.inputs, *extra)]
             given = [False if n is None else self.constant_specs.get(n) for n in names]
             alone = Plan({}, {}, [], {}, [])
             if all(s is not None for s in given):
+                most = min(room, FOLD_GROWTH * sum(s.nbytes for s in given if isinstance(s, Spec)))
                 try:
-                    self._take(alone, op, names, given, build(op, given, self.settings))
+                    self._take(alone, op, names, given, build(op, given, self.settings), max(FOLD_BYTES, most))
                 except (Unknown, PyclattnError):
                     alone.steps.clear()  # the plan meets it again and says what is wrong
                     alone.specs.clear()
             if alone.steps or not alone.specs:
                 kept.append((op, extra))
             else:
-                self.constant_specs.update((n, s) for n, s in alone.specs.items() if s is not None)
-                self.folded += alone.folded
+                found = {n: s for n, s in alone.specs.items() if s is not None}
+                self.constant_specs.update(found)
+                folded.update(found)
+                room -= alone.folded
         self.ops, self.extra = [op for op, _ in kept], [extra for _, extra in kept]
+        used = {n for op, extra in kept for n in (*op.inputs, *extra)}.union(self.outputs)
+        for name in folded - used:
+            del self.constant_specs[name]
 
     def plan(self, inputs: dict[str, Spec], settings: Settings | None = None) -> Plan:
         """The plan for inputs of these shapes; a spec that has a value is taken as known."""
@@ -163,8 +176,8 @@ class Planner:
         self._lay_out(plan)
         return plan
 
-    def _take(self, plan: Plan, op: Op, names, given, kernel: Kernel | None) -> None:
-        """Add one operator to the plan, or compute it if all is known."""
+    def _take(self, plan: Plan, op: Op, names, given, kernel: Kernel | None, largest: int = FOLD_BYTES) -> None:
+        """Add one operator to the plan, or compute it if all is known and no larger than ``largest``."""
         if kernel is None:
             plan.specs.update((n, None) for n in op.outputs if n)
             plan.steps.append(Step(op, names, None))
@@ -172,7 +185,7 @@ class Planner:
         if kernel.bind is None and kernel.view is None:
             results = [s.value for s in kernel.outputs]
         elif all(s is False or s.value is not None for s in given) and (
-            kernel.view is not None or sum(s.nbytes for s in kernel.outputs) <= FOLD_BYTES
+            kernel.view is not None or sum(s.nbytes for s in kernel.outputs) <= largest
         ):
             try:
                 results = evaluate(kernel, [None if s is False else s.value for s in given])

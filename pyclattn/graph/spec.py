@@ -34,15 +34,18 @@ class Spec:
     strides : tuple of int, optional
         Bytes; None for C order without gaps.
     value : ndarray, optional
+    packed : PackedWeight, optional
+        A constant in the order dense layers read it; ``value`` may then be dropped.
     """
 
-    __slots__ = ("dtype", "shape", "strides", "value")
+    __slots__ = ("dtype", "packed", "shape", "strides", "value")
 
     def __init__(self, shape, dtype, strides=None, value=None):
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self.strides = strides
         self.value = value
+        self.packed = None
 
     @classmethod
     def of(cls, array: np.ndarray, value: bool = False) -> Spec:
@@ -86,6 +89,7 @@ class Settings:
 
     n_threads: int = 1
     block_bytes: int = 1 << 22  # scratch of a blocked product; halved by the planner to keep a memory limit
+    prepares: bool = True  # pack weights and compute large constants once, which takes memory
     attention: Any = None  # function: attention's name -> (method, parameters)
     programs: Any = None  # function: nested Program -> executor, kept by the outer executor
     free_names: Any = None  # function: nested Program -> the outer names it reads

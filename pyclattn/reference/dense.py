@@ -18,7 +18,7 @@ def _logistic(x: Float64) -> Float64:
 ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
     "": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: 0.5 * x * (1 + _erf(x * math.sqrt(0.5)).astype(np.float64)),
+    "gelu": lambda x: 0.5 * x * (1 + np.asarray(_erf(x * math.sqrt(0.5)), np.float64)),
     "gelu_tanh": lambda x: x * _logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)),
     "quick_gelu": lambda x: x * _logistic(1.702 * x),
     "silu": lambda x: x * _logistic(x),

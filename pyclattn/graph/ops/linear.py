@@ -8,6 +8,8 @@ from functools import partial
 import numpy as np
 
 from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
+from pyclattn.functional.dense import ACTIVATIONS as TILE_ACTIVATIONS
+from pyclattn.functional.dense import bound_linear
 from pyclattn.graph import blocks
 from pyclattn.graph.blas import single
 from pyclattn.graph.ops import functions as f
@@ -25,6 +27,8 @@ ROWS = 512
 SHORT, LEAST_PIECE = 256, 2_000_000
 # Up to this many rows fetching the weights takes longer than the product, from a matrix of 256 kB on.
 FEW_ROWS, FETCHED = 64, 1 << 16
+# Activations without temporaries.
+IN_PLACE = ("", "relu", "tanh")
 
 
 def blasable(a: np.ndarray) -> bool:
@@ -82,29 +86,61 @@ def _piece(a, b, out, after):
     return partial(np.matmul, a, b, out) if ahead is None and after is None else run
 
 
-def dense(x: Spec, weight: Spec, bias: bool, activation, n_threads: int):
+def _by_blas(x: Spec, weight: Spec, bias: bool, activation: str, n_threads: int):
     """The ``bind`` of ``activation(x @ weight + bias)`` for x (..., K) in C order and weight (K, N)."""
     k, n = weight.shape
     m = math.prod(x.shape[:-1])
+    function = f.ACTIVATIONS[activation]
+    if activation not in IN_PLACE:
+        function = _in_blocks(function)
 
     def bind(ins, outs, scratch):
         a, out = ins[0].reshape(m, k), outs[0].reshape(m, n)
         b, shift = ins[1], ins[2] if bias else None
-        if shift is None and activation is None:
+        if shift is None and function is None:
             return product(a, b, out, n_threads)
 
         def after(into, columns):
             if shift is not None:
                 np.add(into, shift[columns] if shift.ndim else shift, into)
-            if activation is not None:
-                activation(into, into)
+            if function is not None:
+                function(into, into)
 
         return product(a, b, out, n_threads, after)
 
     return bind
 
 
-def _gelu_rows(function):
+def _by_tile(x: Spec, weight: Spec, bias: Spec | None, activation: str, n_threads: int):
+    """The same on a weight that was packed; what the tile cannot do with the sums is done to them after it."""
+    k, n = weight.shape
+    m = math.prod(x.shape[:-1])
+    is_fused = bias is None or (bias.shape == (n,) and bias.strides is None)
+    inner = activation if is_fused and activation in TILE_ACTIVATIONS else ""
+    function = f.ACTIVATIONS[activation] if inner != activation else None
+
+    def bind(ins, outs, scratch):
+        a, out = ins[0].reshape(m, k), outs[0].reshape(m, n)
+        shift = None if bias is None else ins[2]
+        multiply = bound_linear(
+            a, weight.packed, shift if is_fused else None, activation=inner, n_threads=n_threads, out=out
+        )
+        if is_fused and function is None:
+            return multiply
+
+        def run():
+            multiply()
+            if not is_fused:
+                np.add(out, shift, out)
+            if function is not None:
+                function(out, out)
+
+        return run
+
+    return bind
+
+
+def _in_blocks(function):
     """An activation with temporaries, in blocks of rows that stay in cache."""
 
     def run(x, out):
@@ -131,18 +167,20 @@ def _linear(node: Node) -> Kernel:
         raise ModelFormatError(f"activation must be one of {', '.join(map(repr, f.ACTIVATIONS))}, got {name!r}")
     if node.has(2) and node.shape(2) not in ((weight.shape[1],), (1,), ()):
         raise ShapeError(f"the bias must have shape {(weight.shape[1],)}, got {node.shape(2)}")
-    activation = f.ACTIVATIONS[name]
-    if activation is not None and name not in ("relu", "tanh"):
-        activation = _gelu_rows(activation)
-    return _with_contiguous(node, x, weight, node.has(2), activation)
+    return _dense(node, x, weight, node.spec(2) if node.has(2) else None, name)
 
 
-def _with_contiguous(node: Node, x: Spec, weight: Spec, bias: bool, activation) -> Kernel:
-    """Dense kernel; an input in another order is copied to scratch first."""
-    inner = dense(x, weight, bias, activation, node.settings.n_threads)
+def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str) -> Kernel:
+    """The kernel of a dense layer; an input in another order is copied to scratch first."""
+    threads = node.settings.n_threads
+    if weight.packed is not None:
+        inner = _by_tile(x, weight, bias, activation, threads)
+        has_temporaries = activation not in (*TILE_ACTIVATIONS, *IN_PLACE)
+    else:
+        inner = _by_blas(x, weight, bias is not None, activation, threads)
+        has_temporaries = activation not in IN_PLACE
     out = Spec((*x.shape[:-1], weight.shape[1]), x.dtype)
     copy = x.nbytes if x.strides is not None else 0
-    threads = node.settings.n_threads
 
     def bind(ins, outs, scratch):
         if not copy:
@@ -157,7 +195,7 @@ def _with_contiguous(node: Node, x: Spec, weight: Spec, bias: bool, activation) 
 
         return run
 
-    temporaries = min(blocks.BLOCK * x.dtype.itemsize * threads, out.nbytes) if activation is not None else 0
+    temporaries = min(blocks.BLOCK * x.dtype.itemsize * threads, out.nbytes) if has_temporaries else 0
     return Kernel([out], bind, scratch=copy, transient=4 * temporaries)
 
 
@@ -170,9 +208,10 @@ def _matmul(node: Node) -> Kernel:
         raise ModelFormatError("FusedMatMul with transBatchA or transBatchB is not supported")
     alpha = node.attr("alpha", 1.0)
     flip_a, flip_b = node.attr("transA", 0) and a.ndim > 1, node.attr("transB", 0) and b.ndim > 1
-    if alpha == 1 and not flip_a and not flip_b and a.ndim >= 2 and b.ndim == 2 and a.dtype.kind == "f":
+    is_dense = alpha == 1 and not flip_a and not flip_b and b.ndim == 2 and a.dtype.kind == "f"
+    if b.packed is not None or (is_dense and a.ndim >= 2):
         _check_matrix(a, b)
-        return _with_contiguous(node, a, b, False, None)
+        return _dense(node, a, b, None, "")
     x, y = a.dummy(), b.dummy()
     x, y = x.swapaxes(-1, -2) if flip_a else x, y.swapaxes(-1, -2) if flip_b else y
     return general_matmul(Spec.of(x), Spec.of(y), alpha, node.settings.n_threads, flip_a, flip_b)

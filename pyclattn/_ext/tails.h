@@ -1,0 +1,66 @@
+/* What co-clustered attention does on a panel of query centroids, beside the two products. */
+
+/* Lane i takes the rows whose score + key_scores[k] beats limits[i]; the others become 2^(s - lse) and join the mass. */
+INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *limits, const vf *lse, int32_t first,
+                   tile_lists *lists, vf *mass) {
+    vf total[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < nv; j++) total[j] = (vf){0};
+#pragma GCC unroll 1
+    for (long k = 0; k < n; k++)
+#pragma GCC unroll 8
+        for (int j = 0; j < nv; j++) {
+            vf x = s[k * NV + j], e = exp2_neg(x - lse[j]);
+            uint32_t hits = above(x + key_scores[k], limits[j]);
+            s[k * NV + j] = e;
+            if (hits) {
+                float *row = (float *)(s + k * NV + j);
+                for (; hits; hits &= hits - 1) {
+                    long i = __builtin_ctz(hits), lane = j * VL + i;
+                    row[i] = 0.f;
+                    lists->rows[lane * lists->room + lists->counts[lane]++] = first + (int32_t)k;
+                }
+                e = s[k * NV + j];
+            }
+            total[j] += e;
+        }
+#pragma GCC unroll 8
+    for (int j = 0; j < nv; j++) mass[j] += total[j];
+}
+
+static void tile_part(float *s, long n, const float *key_scores, long vectors, const float *limits, const float *lse,
+                      int32_t first, tile_lists *lists, float *mass) {
+#if NV == 3
+    if (vectors == 3) part_rows(3, (vf *)s, n, key_scores, (vf *)limits, (vf *)lse, first, lists, (vf *)mass);
+    else
+#endif
+    if (vectors == 2) part_rows(2, (vf *)s, n, key_scores, (vf *)limits, (vf *)lse, first, lists, (vf *)mass);
+    else part_rows(1, (vf *)s, n, key_scores, (vf *)limits, (vf *)lse, first, lists, (vf *)mass);
+}
+
+/* o holds sums over a lane's share of a cluster of keys, mass theirs, of 2^(score - lse). Row `depth` of o, the key's
+ * own logit, becomes such that the mean row's score is log2(mass) + lse at the centroid: divided by mass later on. */
+static void tile_tail(float *o, const float *panel, long depth, long vectors, const float *mass, const float *lse) {
+    for (long j = 0; j < vectors; j++) {
+        vf dot = {0}, m = ((const vf *)mass)[j];
+        vf logs;
+        for (long d = 0; d < depth; d++) dot += ((vf *)o)[d * NV + j] * ((const vf *)panel)[d * NV + j];
+        for (int i = 0; i < VL; i++) logs[i] = m[i] > 0.f ? log2f(m[i]) : 0.f;
+        ((vf *)o)[depth * NV + j] = (logs + ((const vf *)lse)[j]) * m - dot;
+    }
+}
+
+/* u, scores on the axes, becomes the weights of the slopes: (u - center) ln 2, damped by 1 + sum u^2 spread, times the
+ * mass of the tail, tail_mass, which was summed beneath the maximum tail_m. */
+static void tile_tilt(float *u, long rank, const float *center, const float *spreads, long vectors,
+                      const float *tail_m, const float *tail_mass, const float *m) {
+    for (long j = 0; j < vectors; j++) {
+        vf damping = spread(1.f), *x = (vf *)u + j;
+        for (long r = 0; r < rank; r++) {
+            x[r * NV] = (x[r * NV] - center[r]) * 0.693147180559945f;
+            damping += x[r * NV] * x[r * NV] * spreads[r];
+        }
+        vf share = ((const vf *)tail_mass)[j] * exp2_neg(((const vf *)tail_m)[j] - ((const vf *)m)[j]) / damping;
+        for (long r = 0; r < rank; r++) x[r * NV] *= share;
+    }
+}
