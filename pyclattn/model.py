@@ -19,6 +19,7 @@ from pyclattn.graph.program import Op, Program, Value, walk
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Settings, Spec
 from pyclattn.graph.weights import weight_bytes
+from pyclattn.huggingface import read_folder
 from pyclattn.plan import Plan
 
 # ONNX Runtime's names of element types
@@ -47,8 +48,9 @@ def load(
     Parameters
     ----------
     path : path-like
-        A file pyclattn-export or `Model.save` wrote, or one of a kind for which a reader is installed (``.onnx`` with
-        ``pip install pyclattn[export]``).
+        A file pyclattn-export or `Model.save` wrote; one of a kind for which a reader is installed (``.onnx`` with
+        ``pip install pyclattn[export]``); or a Hugging Face folder, config.json beside weights, of an encoder
+        (docs/layers.md lists them).
     attention : str, mapping or Plan
         "exact", "clustered" or "improved-clustered"; ``{"method": ..., **parameters}``; or a mapping of the names in
         `Model.attentions` to either, "default" for the rest.
@@ -83,6 +85,8 @@ def load(
 
 def _reader(path: Path):
     """The function that reads files of this kind."""
+    if path.is_dir():
+        return read_folder
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return load_program
@@ -142,6 +146,9 @@ class Model:
         path: str = "",
     ):
         self.program, self.path = program, path
+        optional = program.metadata.get("optional")
+        optional = optional if isinstance(optional, Mapping) else {}
+        self._optional = {v: optional[v.name] for v in program.inputs[1:] if type(optional.get(v.name)) is int}
         self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
         self.plan = Plan.of(attention, self.attentions)
         settings = Settings(n_threads=_threads.resolve(n_threads), attention=self.plan.choice)
@@ -207,11 +214,20 @@ class Model:
 
     def _run(self, inputs: dict, profile: list | None = None) -> dict[str, np.ndarray]:
         try:
-            return self._executor({name: np.asarray(a) for name, a in inputs.items()}, profile)
+            return self._executor(self._filled({name: np.asarray(a) for name, a in inputs.items()}), profile)
         except PyclattnError as error:
             if self.path and self.path not in str(error):
                 raise located(error, self.path) from error
             raise
+
+    def _filled(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """With the inputs that may be left out: of the first one's shape, filled with the number the program gives."""
+        first = arrays.get(self.program.inputs[0].name) if self._optional else None
+        if first is not None:
+            for value, number in self._optional.items():
+                if value.name not in arrays:
+                    arrays[value.name] = np.full(first.shape, number, value.dtype)
+        return arrays
 
     def estimate(self, **shapes: Sequence[int]) -> int:
         """Bytes that weights, inputs and one run take together at most.
@@ -248,6 +264,8 @@ class Model:
     def _specs(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Spec]:
         """Specs of inputs of given shapes, checked."""
         names = [v.name for v in self.program.inputs]
+        if self._optional and names[0] in shapes:
+            shapes = {**{v.name: shapes[names[0]] for v in self._optional}, **shapes}
         if set(shapes) != set(names):
             raise ArgumentError(f"the shapes of {', '.join(names)} are needed, got {', '.join(shapes) or 'none'}")
         specs = {}

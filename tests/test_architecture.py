@@ -1,6 +1,6 @@
 """The spine: each floor imports only those below it, and each privilege has one owner.
 
-cli -> serving | calibration | export -> model -> layers -> graph | plan -> functional -> _dispatch
+cli -> serving | calibration | export -> model -> huggingface -> layers -> graph | plan -> functional -> _dispatch
     -> reference | kernels | _ext;   weights, _threads, _config, arrays, errors on the ground floor
 """
 
@@ -30,7 +30,8 @@ BELOW = {
     "plan": {"errors"},
     "graph": {*GROUND, "functional"},
     "layers": {*GROUND, "functional", "graph", "plan"},
-    "model": {*GROUND, "functional", "layers", "graph", "plan"},
+    "huggingface": {*GROUND, "functional", "graph", "plan", "layers"},
+    "model": {*GROUND, "functional", "graph", "plan", "layers", "huggingface"},
     "calibration": {*GROUND, "functional", "layers", "graph", "plan", "model"},
     "serving": {*GROUND, "functional", "layers", "graph", "plan", "model"},
     "cli": {*GROUND, "functional", "layers", "graph", "plan", "model", "calibration", "serving"},

@@ -55,11 +55,13 @@ def tokens(kind: str, given: Given, width: int, is_packed: bool, name: str = "x"
     return x
 
 
-def like(kind: str, name: str, given: Given, shape: tuple[int, ...]) -> Float32:
-    """An array of exactly this shape."""
-    array = floats(f"{name} of {kind}", given)
+def residual(kind: str, given: Given, shape: tuple[int, ...]) -> Float32 | None:
+    """What is added to a result of this shape, or None."""
+    if given is None:
+        return None
+    array = floats(f"add of {kind}", given)
     if array.shape != shape:
-        raise ShapeError(f"{name} of {kind} must have shape {shape}, got {array.shape}")
+        raise ShapeError(f"add of {kind} must have shape {shape}, got {array.shape}")
     return array
 
 

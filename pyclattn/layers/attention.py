@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -212,7 +212,8 @@ class MultiHeadAttention:
         )  # fmt: skip
         if self.out is not None:
             return self.out(joined, add=add, n_threads=n_threads)
-        return joined if add is None else np.add(joined, _check.like("MultiHeadAttention", "add", add, joined.shape))
+        add = _check.residual("MultiHeadAttention", add, joined.shape)
+        return joined if add is None else joined + add
 
     def heads(
         self,
@@ -234,7 +235,7 @@ class MultiHeadAttention:
         """
         is_packed = offsets is not None
         kind, threads = "MultiHeadAttention", _threads.resolve(n_threads)
-        q, k, v = self._projections(fused=context is None)
+        q, k, v = self._projections
         x = _check.tokens(kind, x, (self.qkv or q).n_in, is_packed)
         source = x if context is None else _check.tokens(kind, context, v.n_in, is_packed, "context")
         if context is None and self.qkv is not None:
@@ -248,7 +249,9 @@ class MultiHeadAttention:
         cut = Heads(*(_cut(a, n) for a, n in ((query, self.n_heads), (key, self._n_kv), (value, self._n_kv))))
         return self._rotated(cut, key is query, context is not None, offsets, positions, angles, threads)
 
-    def _projections(self, fused: bool) -> tuple[Linear, Linear, Linear]:
+    @cached_property
+    def _projections(self) -> tuple[Linear, Linear, Linear]:
+        """Of query, key and value; parts of the fused one are views, packed once."""
         if self.qkv is not None:
             a, b = self.n_heads * self.head_dim, self._n_kv * self.head_dim
             return self.qkv.rows(0, a), self.qkv.rows(a, a + b), self.qkv.rows(a + b, a + 2 * b)

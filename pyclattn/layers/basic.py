@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Given
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
+from pyclattn.functional.dense import PackedWeight, pack_weight
 from pyclattn.graph.ops import norm
 from pyclattn.layers import _check, _compute
 
+# Rows of one block of a FeedForward: 1024 x 1536 hidden features are 6 MB, and products this high lose nothing.
+BLOCK = 1024
 
-def activation_of(name: str | None) -> _compute.Activation | None:
-    """The function of an activation's name; None for None.
 
-    Raises
-    ------
-    ArgumentError
-        Listing the names there are.
-    """
-    if name is None:
-        return None
-    if name not in _compute.ACTIVATIONS:
+def check_activation(name: str | None) -> None:
+    """Raise ArgumentError, with the names there are, unless it is one of them or None."""
+    if name is not None and name not in _compute.ACTIVATIONS:
         raise ArgumentError(f"activation must be None or one of {', '.join(_compute.ACTIVATIONS)}, got {name!r}")
-    return _compute.ACTIVATIONS[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +59,11 @@ class Linear:
     def n_out(self) -> int:
         return self.weight.shape[0]
 
+    @cached_property
+    def packed(self) -> PackedWeight:
+        """The weight as products read it, packed at the first call and kept."""
+        return pack_weight(self.weight.T)
+
     def rows(self, start: int, stop: int) -> Linear:
         """The part that makes outputs ``start:stop``, as a view."""
         return Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
@@ -76,9 +77,9 @@ class Linear:
         ----------
         x : array (..., in)
         activation : {"relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid"}, optional
-            Applied while the product is in cache.
+            Applied before the product leaves the cache.
         add : array (..., out), optional
-            Added last, also in cache: a residual.
+            Added last: a residual.
         n_threads : int, optional
 
         Returns
@@ -90,16 +91,19 @@ class Linear:
         ShapeError, DTypeError, ArgumentError
             Before any work.
         """
+        check_activation(activation)
         x = _check.features("Linear", x, self.n_in)
         shape = (*x.shape[:-1], self.n_out)
-        if add is not None:
-            add = _check.like("Linear", "add", add, shape).reshape(-1, self.n_out)
+        add = _check.residual("Linear", add, shape)
         out = np.empty(shape, np.float32)
-        _compute.linear(
-            x.reshape(-1, self.n_in), self.weight, self.bias, activation_of(activation), add,
-            out.reshape(-1, self.n_out), _threads.resolve(n_threads),
-        )  # fmt: skip
+        self.into(x.reshape(-1, self.n_in), out.reshape(-1, self.n_out), activation, _threads.resolve(n_threads))
+        if add is not None:
+            _compute.add(add.reshape(-1, self.n_out), out.reshape(-1, self.n_out), _threads.resolve(n_threads))
         return out
+
+    def into(self, x: Float32, out: Float32, activation: str | None, n_threads: int) -> None:
+        """``activation(x weight^T + bias)`` of rows (rows, in) into (rows, out); nothing is checked."""
+        _compute.multiply(x, self.packed, self.bias, activation, out, n_threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +135,10 @@ class LayerNorm:
             raise ShapeError(f"bias of LayerNorm must have shape {self.weight.shape}, got {self.bias.shape}")
         object.__setattr__(self, "epsilon", _check.positive("LayerNorm", "epsilon", self.epsilon))
 
-    def __call__(self, x: Given, *, n_threads: int | None = None) -> Float32:
-        """x (..., width) to the same shape."""
-        x = _check.features("LayerNorm", x, len(self.weight))
+    def __call__(self, x: Given, *, add: Given = None, n_threads: int | None = None) -> Float32:
+        """x (..., width) to the same shape; ``add`` of that shape is added to x first: a residual."""
         return _normalised(
-            lambda rows, out: norm.layer_norm(rows, self.weight, self.bias, self.epsilon, out), x, n_threads
+            self, lambda rows, out: norm.layer_norm(rows, self.weight, self.bias, self.epsilon, out), x, add, n_threads
         )
 
 
@@ -163,19 +166,23 @@ class RMSNorm:
         _check.set_weight(self, "weight", ("width",))
         object.__setattr__(self, "epsilon", _check.positive("RMSNorm", "epsilon", self.epsilon))
 
-    def __call__(self, x: Given, *, n_threads: int | None = None) -> Float32:
-        """x (..., width) to the same shape."""
-        x = _check.features("RMSNorm", x, len(self.weight))
-        return _normalised(lambda rows, out: norm.rms_norm(rows, self.weight, self.epsilon, out), x, n_threads)
+    def __call__(self, x: Given, *, add: Given = None, n_threads: int | None = None) -> Float32:
+        """x (..., width) to the same shape; ``add`` of that shape is added to x first: a residual."""
+        return _normalised(
+            self, lambda rows, out: norm.rms_norm(rows, self.weight, self.epsilon, out), x, add, n_threads
+        )
 
 
 Norm = LayerNorm | RMSNorm
 
 
-def _normalised(function, x: Float32, n_threads: int | None) -> Float32:
+def _normalised(layer: Norm, function: _compute.Normalise, x: Given, add: Given, n_threads: int | None) -> Float32:
+    kind, width = type(layer).__name__, len(layer.weight)
+    x = _check.features(kind, x, width)
+    add = _check.residual(kind, add, x.shape)
     out = np.empty(x.shape, np.float32)
-    width = x.shape[-1]
-    _compute.normalise(function, x.reshape(-1, width), out.reshape(-1, width), _threads.resolve(n_threads))
+    rows, residual = x.reshape(-1, width), None if add is None else add.reshape(-1, width)
+    _compute.normalise(function, rows, residual, out.reshape(-1, width), _threads.resolve(n_threads))
     return out
 
 
@@ -244,7 +251,7 @@ class FeedForward:
     activation: str = "gelu"
 
     def __post_init__(self) -> None:
-        activation_of(self.activation)
+        check_activation(self.activation)
         if self.down.n_in != self.up.n_out:
             raise ShapeError(
                 f"down of FeedForward must take the {self.up.n_out} features that up makes, got {self.down.n_in}"
@@ -259,35 +266,24 @@ class FeedForward:
         """x (..., width) to the same shape; ``add`` of that shape is added last, as a residual."""
         x = _check.features("FeedForward", x, self.up.n_in)
         shape = (*x.shape[:-1], self.down.n_out)
-        if add is not None:
-            add = _check.like("FeedForward", "add", add, shape).reshape(-1, shape[-1])
+        add = _check.residual("FeedForward", add, shape)
         threads = _threads.resolve(n_threads)
         out = np.empty(shape, np.float32)
-        rows, result = x.reshape(-1, self.up.n_in), out.reshape(-1, shape[-1])
-        if len(rows) > _compute.SHORT:
-            _compute.over_rows(
-                lambda i: self._block(rows[i], None if add is None else add[i], result[i], 1), len(rows), threads
-            )
-        else:
-            self._block(rows, add, result, threads)
+        rows, result = x.reshape(-1, self.up.n_in), out.reshape(-1, self.down.n_out)
+        scratch = np.empty((2 if self.gate else 1, min(BLOCK, len(rows)), self.up.n_out), np.float32)
+        for i in range(0, len(rows), BLOCK):
+            self._block(rows[i : i + BLOCK], scratch[:, : len(rows) - i], result[i : i + BLOCK], threads)
+        if add is not None:
+            _compute.add(add.reshape(result.shape), result, threads)
         return out
 
-    def _block(self, x: Float32, add: Float32 | None, out: Float32, n_threads: int) -> None:
-        """A block of rows (rows, width)."""
-        activation = activation_of(self.activation)
-        hidden = np.empty((len(x), self.up.n_out), np.float32)
+    def _block(self, x: Float32, scratch: Float32, out: Float32, n_threads: int) -> None:
+        """A block of rows (rows, width); the hidden features go through ``scratch`` (1 or 2, rows, hidden)."""
+        hidden = scratch[0]
         if self.gate is None:
-            self._multiply(self.up, x, activation, None, hidden, n_threads)
+            self.up.into(x, hidden, self.activation, n_threads)
         else:
-            gates = np.empty_like(hidden)
-            self._multiply(self.gate, x, activation, None, gates, n_threads)
-            self._multiply(self.up, x, None, None, hidden, n_threads)
-            np.multiply(hidden, gates, hidden)
-        self._multiply(self.down, hidden, None, add, out, n_threads)
-
-    @staticmethod
-    def _multiply(layer: Linear, x, activation, add, out, n_threads: int) -> None:
-        if len(x) > _compute.SHORT:  # a block already: as one product
-            _compute.dense(x, layer.weight, layer.bias, activation, add, out)
-        else:
-            _compute.linear(x, layer.weight, layer.bias, activation, add, out, n_threads)
+            self.gate.into(x, hidden, self.activation, n_threads)
+            self.up.into(x, scratch[1], None, n_threads)
+            _compute.times(scratch[1], hidden, n_threads)
+        self.down.into(hidden, out, None, n_threads)

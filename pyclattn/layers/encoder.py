@@ -63,8 +63,8 @@ class EncoderLayer:
         if self.is_pre_norm:
             x = self.attention(self.attention_norm(x, n_threads=n), add=x, n_threads=n, **how)
             return self.feed_forward(self.feed_forward_norm(x, n_threads=n), add=x, n_threads=n)
-        x = self.attention_norm(self.attention(x, add=x, n_threads=n, **how), n_threads=n)
-        return self.feed_forward_norm(self.feed_forward(x, add=x, n_threads=n), n_threads=n)
+        x = self.attention_norm(self.attention(x, n_threads=n, **how), add=x, n_threads=n)
+        return self.feed_forward_norm(self.feed_forward(x, n_threads=n), add=x, n_threads=n)
 
 
 @dataclass(frozen=True, eq=False)

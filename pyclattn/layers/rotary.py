@@ -8,7 +8,8 @@ import numpy as np
 
 from pyclattn.arrays import Float32, Given
 from pyclattn.errors import ArgumentError, ShapeError
-from pyclattn.layers import _check, _compute
+from pyclattn.graph import blocks
+from pyclattn.layers import _check
 
 LAYOUTS = ("half", "interleaved")
 
@@ -150,11 +151,11 @@ def rotate(x: Float32, angles: Angles, n_threads: int = 1) -> Float32:
         )
     rows = x.swapaxes(1, 2)[..., : 2 * half]  # (B, L, H, R): a token's heads side by side
     cos, sin = (np.broadcast_to(a, (batch, length, half))[:, :, None] for a in (cos, sin))
-    step = max(1, _compute.blocks.BLOCK // max(1, rows[:1, :1].size))
+    step = max(1, blocks.BLOCK // max(1, rows[:1, :1].size))
     pieces = [(b, slice(i, i + step)) for b in range(batch) for i in range(0, length, step)]
     function = _rotate_interleaved if angles.layout == "interleaved" else _rotate_half
-    threads = n_threads if rows.size >= _compute.blocks.PARALLEL else 1
-    _compute.blocks.share(lambda i: function(rows[pieces[i]], cos[pieces[i]], sin[pieces[i]]), len(pieces), threads)()
+    threads = n_threads if rows.size >= blocks.PARALLEL else 1
+    blocks.share(lambda i: function(rows[pieces[i]], cos[pieces[i]], sin[pieces[i]]), len(pieces), threads)()
     return x
 
 
