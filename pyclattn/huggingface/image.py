@@ -12,11 +12,10 @@ from pyclattn.errors import ModelFormatError
 from pyclattn.graph.program import Program, Value
 from pyclattn.huggingface import names
 from pyclattn.huggingface.builder import Builder
-from pyclattn.huggingface.settings import Settings
-from pyclattn.huggingface.text import MAX_LAYERS
+from pyclattn.huggingface.settings import MAX_LAYERS, Settings, fitting
 from pyclattn.layers import Linear
 from pyclattn.layers.kinds import KINDS, Template, Tensors, linear, linear_template, part, under
-from pyclattn.layers.weights import Names, find
+from pyclattn.layers.weights import Names
 
 _REQUIRED = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
@@ -64,8 +63,7 @@ def image_program(kind: Image, settings: Settings, weights: Tensors, prefix: str
     rules = {**kind.names}
     if settings.get("qkv_bias", True) is False:
         rules |= {f"encoder.layers.{{}}.attention.{n}.bias": None for n in ("query", "key", "value")}
-    what = f"a model of type {settings.get('model_type')!r}"
-    tensors = find(template, weights, prefix.removesuffix("."), rules, names.IGNORED, what)
+    tensors = fitting(template, weights, prefix, rules, settings)
     return _program(kind, tensors, encoder, grid, settings, has_pooler)
 
 

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pyclattn.errors import ModelFormatError
+from pyclattn.huggingface.names import IGNORED
+from pyclattn.layers._check import floats
+from pyclattn.layers.kinds import Template, Tensors
+from pyclattn.layers.weights import Names, find
 
 # config.json of real models has 1 to 20 kB; some list 20,000 labels.
 MAX_BYTES = 16 << 20
 # Far above real models, and a bound on what a number in a file can make us do.
 MAX_WHOLE = 1 << 31
+
+MAX_LAYERS = 1000
 
 # Hugging Face's names of activations, as ours.
 ACTIVATIONS = {
@@ -103,3 +109,10 @@ class Settings:
             raise ModelFormatError(
                 f"{self.path}: {key} {value!r} is not supported; supported: {', '.join(map(repr, allowed))}"
             )
+
+
+def fitting(template: Template, weights: Tensors, prefix: str, rules: Names, settings: Settings) -> Tensors:
+    """The tensors of a template as float32, by our names; one ModelFormatError for all that is wrong with them."""
+    what = f"{settings.path.parent}, a model of type {settings.get('model_type')!r},"
+    found = find(template, weights, prefix.removesuffix("."), rules, IGNORED, what)
+    return {name: floats(name, array) for name, array in found.items()}

@@ -11,12 +11,10 @@ import numpy as np
 from pyclattn.graph.program import Program, Value
 from pyclattn.huggingface import names
 from pyclattn.huggingface.builder import Builder
-from pyclattn.huggingface.settings import Settings
+from pyclattn.huggingface.settings import MAX_LAYERS, Settings, fitting
 from pyclattn.layers import Encoder, LayerNorm
 from pyclattn.layers.kinds import KINDS, Template, Tensors, linear, linear_template, norm_template, part, under
-from pyclattn.layers.weights import Names, find
-
-MAX_LAYERS = 1000
+from pyclattn.layers.weights import Names
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ def text_program(kind: Text, settings: Settings, weights: Tensors, prefix: str) 
     places = _layer_places(kind, settings, n_layers)
     has_pooler = any(n.startswith(f"{prefix}{kind.names.get('pooler', 'pooler')}.") for n in weights)
     template = _template(kind, set(places), layer, sizes, has_pooler)
-    own = prefix.removesuffix(".")
-    tensors = find(template, weights, own, kind.names, names.IGNORED, f"a model of type {settings.get('model_type')!r}")
+    tensors = fitting(template, weights, prefix, kind.names, settings)
     built = {place: KINDS["encoder_layer"].build(part(tensors, place), layer) for place in set(places)}
     layers = [_named(built[place], f"layers.{i}.attention") for i, place in enumerate(places)]
     return _program(kind, tensors, Encoder(tuple(layers)), layer["epsilon"], settings, has_pooler)
