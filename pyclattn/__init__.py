@@ -2,6 +2,7 @@
 
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
 from pyclattn.functional.clustering import Clusters, cluster_queries, hash_queries, kmeans
+from pyclattn.functional.coclustered import coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 
 __version__ = "0.1.0"
@@ -11,15 +12,17 @@ __all__ = [
     "Model",
     "cluster_queries",
     "clustered_attention",
+    "coclustered_attention",
     "hash_queries",
     "improved_clustered_attention",
     "kmeans",
     "load",
+    "load_weights",
     "scaled_dot_product_attention",
 ]
 
 # What arrays alone do not need is imported when asked for.
-_LAZY = {"Model": "pyclattn.model", "load": "pyclattn.model"}
+_LAZY = {"Model": "pyclattn.model", "load": "pyclattn.model", "load_weights": "pyclattn.weights"}
 
 
 def __getattr__(name: str) -> object:

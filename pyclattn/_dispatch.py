@@ -32,6 +32,12 @@ OWNERS = {
     "clustering.nearest_assign": "cython",
     "clustering.sort_by_label": "numba",
     "clustering.cluster_means": "cython",
+    "coclusters.covariances": "cython",
+    "coclusters.sort_rows": "cython",
+    "coclusters.moments": "cython",
+    "coclusters.weigh": "cython",
+    "coclusters.thresholds": "numba",
+    "coclusters.attend": "cython",
     "dense.multiply": "cython",
 }
 

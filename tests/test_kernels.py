@@ -7,87 +7,27 @@ import compare
 import inputs
 import numpy as np
 import pytest
+import test_kernels_coclusters  # noqa: F401  (adds to TESTED)
 from conftest import ISA_LEVELS, Room
+from kernel_calls import (
+    RAGGED,
+    TESTED,
+    Guarded,
+    blocks_of,
+    both,
+    holes_index,
+    kernel,
+    packed_spans,
+    spans,
+    tasks_of,
+)
 
 from pyclattn import _dispatch
 from pyclattn.functional.dense import ACTIVATIONS, pack_weight
 
-TESTED = set()
 
-
-def kernel(name):
-    """Run the test with `launch(*arguments)` of this kernel's fast owner, at each instruction set it is built for."""
-    TESTED.add(name)
-    owner = _dispatch.OWNERS[name]
-    rooms = [Room(owner, level) for level in (ISA_LEVELS if owner == "cython" else [None])]
-    return pytest.mark.parametrize(("name", "fast"), [(name, room) for room in rooms], ids=str)
-
-
-def test_every_kernel_is_tested_here():
-    assert set(_dispatch.OWNERS) == TESTED
-
-
-class Guarded:
-    """Output arrays of one call: each in the middle of a larger buffer whose ends must stay as they were."""
-
-    def __init__(self):
-        self.buffers = []
-
-    def new(self, shape, dtype, fill):
-        size, guard = int(np.prod(shape)), 256
-        buffer = np.full(size + 2 * guard, fill, dtype)
-        self.buffers.append((buffer, guard, fill))
-        return buffer[guard : guard + size].reshape(shape)
-
-    def check(self):
-        for buffer, guard, fill in self.buffers:
-            for end in (buffer[:guard], buffer[len(buffer) - guard :]):
-                assert np.isnan(end).all() if fill != fill else (end == fill).all(), "written outside of an output"
-
-
-def both(name, fast, make, n_threads=3):
-    """What the reference and the fast owner write; ``make(new)`` returns arguments and the outputs among them."""
-    found = []
-    for room, threads in ((Room("reference"), 1), (fast, n_threads)):
-        guarded = Guarded()
-        arguments, outputs = make(guarded.new)
-        with room.forced():
-            if room is fast:
-                assert _dispatch.room_of(name) == fast.backend
-            _dispatch.launch(name, threads, *arguments)
-        guarded.check()
-        found.append(outputs)
-    return found
-
-
-def spans(*rows):
-    return np.array(rows, np.int64).reshape(-1, 3)
-
-
-def tasks_of(lengths, n_heads, chunk):
-    rows = [[s, h, first] for s, n in enumerate(lengths) for h in range(n_heads) for first in range(0, n, chunk)]
-    return np.array(rows, np.int64).reshape(-1, 3)
-
-
-def blocks_of(n_clusters, n_heads, chunk):
-    return np.array([[h, c] for h in range(n_heads) for c in range(0, n_clusters, chunk)], np.int64).reshape(-1, 2)
-
-
-RAGGED = [37, 0, 1, 130, 300]  # lengths of packed sequences
-
-
-def packed_spans(lengths):
-    stops = np.cumsum(lengths)
-    return spans(*[[0, stop - n, stop] for n, stop in zip(lengths, stops)])
-
-
-def holes_index(batch, n, seed=3):
-    """Spans and index of a padded batch with holes."""
-    there = ~inputs.padding(batch, n, holes=0.4, seed=seed)
-    counts = there.sum(axis=1)
-    stops = np.cumsum(counts)
-    rows = [[b, stop - count, stop] for b, (count, stop) in enumerate(zip(counts, stops))]
-    return spans(*rows), np.nonzero(there)[1].astype(np.int64)
+def test_every_kernel_is_tested():
+    assert set(_dispatch.OWNERS) == TESTED, "a kernel without a test"
 
 
 # Attention
@@ -446,24 +386,30 @@ def near_ties(rows, centers):
 
 @kernel("clustering.nearest_assign")
 @pytest.mark.parametrize("kind", ["random", "blobs"])
-@pytest.mark.parametrize(("dim", "n_clusters"), [(16, 20), (64, 300), (3, 1), (1, 7), (65, 33)])
-def test_nearest_assign(name, fast, dim, n_clusters, kind):
+@pytest.mark.parametrize(
+    ("dim", "n_clusters", "rank"),
+    [(16, 20, 0), (64, 300, 0), (3, 1, 0), (1, 7, 0), (65, 33, 0), (16, 20, 16), (64, 300, 16), (3, 1, 1), (65, 33, 7)],
+)
+def test_nearest_assign(name, fast, dim, n_clusters, rank, kind):
     rows, _, _ = inputs.tensors(kind, batch=2, heads=3, n=500, dim=dim, seed=dim)
     token_spans, index = holes_index(2, 500)
     cluster_offsets = np.array([0, n_clusters, n_clusters + max(1, n_clusters // 2)], np.int64)
     centroids = np.ascontiguousarray(rows[0][:, :: max(1, 500 // int(cluster_offsets[-1]))][:, : cluster_offsets[-1]])
     tasks = tasks_of(token_spans[:, 2] - token_spans[:, 1], 3, 64)
     tasks[:, 2] += token_spans[tasks[:, 0], 1]
+    axes = np.random.default_rng(rank).standard_normal((2, 3, rank, dim), dtype=np.float32) if rank else None
 
     def make(new):
         labels = new((3, len(index)), np.int32, -7)
-        return (rows, token_spans, index, centroids, cluster_offsets, tasks, 64, labels), labels
+        return (rows, token_spans, index, centroids, cluster_offsets, axes, tasks, 64, labels), labels
 
     want, got = both(name, fast, make)
     for s, (batch, start, stop) in enumerate(token_spans.tolist()):
         for h in range(3):
             x = rows[batch, h, index[start:stop]].astype(np.float64)
             centers = centroids[h, cluster_offsets[s] : cluster_offsets[s + 1]].astype(np.float64)
+            if rank:
+                x, centers = x @ axes[s, h].T, centers @ axes[s, h].T
             tied = near_ties(x, centers)
             assert tied.mean() < 0.05
             assert (got[h, start:stop] == want[h, start:stop])[~tied].all()
@@ -480,7 +426,7 @@ def test_nearest_assign_ties_go_to_the_lowest(name, fast):
     def make(new):
         labels = new((2, 400), np.int32, -7)
         tasks = tasks_of([400], 2, 100)
-        return (rows, token_spans, np.arange(400), centroids, cluster_offsets, tasks, 100, labels), labels
+        return (rows, token_spans, np.arange(400), centroids, cluster_offsets, None, tasks, 100, labels), labels
 
     want, got = both(name, fast, make)
     compare.assert_same_bits(got, want)
@@ -506,8 +452,9 @@ def test_sort_by_label(name, fast):
 
 
 @kernel("clustering.cluster_means")
+@pytest.mark.parametrize("with_spreads", [False, True])
 @pytest.mark.parametrize("dim", [1, 3, 16, 64, 65])
-def test_cluster_means(name, fast, dim):
+def test_cluster_means(name, fast, dim, with_spreads):
     """Clusters of any size, on rows near 1000 whose differences are small; an empty one keeps what stands there."""
     rows, _, _ = inputs.tensors(batch=2, heads=4, n=700, dim=dim)
     rows += 1000
@@ -515,11 +462,15 @@ def test_cluster_means(name, fast, dim):
 
     def make(new):
         means = new((4, 15, dim), np.float32, -7.0)
-        return (rows, batches, order, member_offsets, blocks_of(15, 4, 4), 4, means), means
+        spreads = new((4, 15), np.float32, -7.0) if with_spreads else None
+        return (rows, batches, order, member_offsets, blocks_of(15, 4, 4), 4, means, spreads), (means, spreads)
 
-    want, got = both(name, fast, make)
+    (want, want_spreads), (got, got_spreads) = both(name, fast, make)
     assert (want == -7).any()
     compare.assert_close(got, want, 1e-7)
+    if with_spreads:
+        assert (want_spreads == -7).any()
+        compare.assert_close(got_spreads, want_spreads, 1e-6)
 
 
 # Dense layers

@@ -92,10 +92,10 @@ def hash_rows(
 
 def nearest_assign(
     const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index,
-    const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const int64_t[:, ::1] tasks, long chunk,
-    int32_t[:, ::1] labels, int64_t[::1] counter,
+    const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, :, ::1] axes,
+    const int64_t[:, ::1] tasks, long chunk, int32_t[:, ::1] labels, int64_t[::1] counter,
 ):
-    """Label each row with its nearest centroid (see `pyclattn.reference.clustering`)."""
+    """Label each row with its nearest centroid, along the axes if given (see `pyclattn.reference.clustering`)."""
     cdef:
         const tile_isa *isa
         float *memory
@@ -105,7 +105,12 @@ def nearest_assign(
         float *best
         int32_t *lane_labels
         float *half_norms
-        long depth = rows.shape[3], stride = rows.strides[2] // 4
+        float *shadows       # the centroids on the axes
+        float *shadow_panel  # the rows
+        float *ones
+        float *place
+        const float *centers
+        long depth = rows.shape[3], stride = rows.strides[2] // 4, rank = depth if axes is None else axes.shape[2]
         long task, sequence, head, batch, n, vectors, i, c, d, lanes, first, n_clusters, done
         int64_t at, stop
         double norm
@@ -116,7 +121,7 @@ def nearest_assign(
         lanes = isa.lanes
         for i in range(cluster_offsets.shape[0] - 1):
             most = max(most, cluster_offsets[i + 1] - cluster_offsets[i])
-        memory = new_floats((depth + 2 * TILE_KEYS + 1 + 2) * padded(lanes) + padded(most))
+        memory = new_floats((depth + rank + 2 * TILE_KEYS + 1 + 3) * padded(lanes) + padded(most) + most * rank)
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of k-means")
@@ -125,7 +130,12 @@ def nearest_assign(
         peaks = s + TILE_KEYS * padded(lanes)
         best = peaks + (TILE_KEYS + 1) * padded(lanes)
         lane_labels = <int32_t *> (best + padded(lanes))
-        half_norms = <float *> lane_labels + padded(lanes)
+        ones = <float *> lane_labels + padded(lanes)
+        half_norms = ones + padded(lanes)
+        shadow_panel = half_norms + padded(most)
+        shadows = shadow_panel + rank * padded(lanes)
+        for i in range(lanes):
+            ones[i] = 1
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -134,21 +144,36 @@ def nearest_assign(
             batch, stop = spans[sequence, 0], min(spans[sequence, 2], at + chunk)
             first = cluster_offsets[sequence]
             n_clusters = cluster_offsets[sequence + 1] - first
+            centers = &centroids[head, first, 0] if n_clusters > 0 else NULL
+            if axes is not None:
+                c = 0
+                while c < n_clusters:
+                    n = min(lanes, n_clusters - c)
+                    isa.load(centers + c * depth, depth, NULL, n, depth, 1.0, panel)
+                    isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel,
+                              (n + isa.vector - 1) // isa.vector, shadow_panel, peaks)
+                    isa.store(shadow_panel, ones, n, rank, 1.0, NULL, shadows + c * rank, rank, NULL)
+                    c += n
+                centers = shadows
             for c in range(n_clusters):
                 norm = 0
-                for d in range(depth):
-                    norm += <double> centroids[head, first + c, d] * centroids[head, first + c, d]
+                for d in range(rank):
+                    norm += <double> centers[c * rank + d] * centers[c * rank + d]
                 half_norms[c] = <float> (0.5 * norm)
             while at < stop:
                 n = min(lanes, stop - at)
                 vectors = (n + isa.vector - 1) // isa.vector
                 isa.load(&rows[batch, head, 0, 0], stride, &index[at], n, depth, 1.0, panel)
+                place = panel
+                if axes is not None:
+                    isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadow_panel, peaks)
+                    place = shadow_panel
                 for i in range(lanes):
                     best[i], lane_labels[i] = 2 * TILE_MASKED, 0
                 done = 0
                 while done < n_clusters:
                     c = min(TILE_KEYS, n_clusters - done)
-                    isa.score(&centroids[head, first + done, 0], depth, c, depth, panel, vectors, s, peaks)
+                    isa.score(centers + done * rank, rank, c, rank, place, vectors, s, peaks)
                     isa.nearest(s, c, vectors, half_norms + done, <int32_t> done, best, lane_labels)
                     done += c
                 for i in range(n):
@@ -160,21 +185,24 @@ def nearest_assign(
 def cluster_means(
     const float[:, :, :, :] rows, const int64_t[::1] batches, const int64_t[:, ::1] order,
     const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] means,
-    int64_t[::1] counter,
+    float[:, ::1] spreads, int64_t[::1] counter,
 ):
-    """Mean row of each cluster, summed in float64 (see `pyclattn.reference.clustering`)."""
+    """Mean row and mean square distance to it, summed in float64 (see `pyclattn.reference.clustering`)."""
     cdef:
         long depth = rows.shape[3], stride = rows.strides[2] // 4, task, head, first, c, d
         int64_t t, n
         const float *source
         const float *row
         double *total
+        double *squares
+        double spread
 
     with nogil:
-        total = <double *> new_floats(2 * depth)
+        total = <double *> new_floats(4 * depth)
         if total == NULL:
             with gil:
                 raise MemoryError("no memory for one row")
+        squares = total + depth
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -185,7 +213,7 @@ def cluster_means(
                 if n == 0:
                     continue
                 source = &rows[batches[c], head, 0, 0]
-                for d in range(depth):
+                for d in range(2 * depth):
                     total[d] = 0
                 for t in range(member_offsets[head, c], member_offsets[head, c + 1]):
                     row = source + order[head, t] * stride
@@ -193,6 +221,14 @@ def cluster_means(
                         tile_prefetch(source + order[head, t + 8] * stride, depth)
                     for d in range(depth):
                         total[d] += row[d]
+                    if spreads is not None:
+                        for d in range(depth):
+                            squares[d] += <double> row[d] * row[d]
                 for d in range(depth):
                     means[head, c, d] = <float> (total[d] / n)
+                if spreads is not None:
+                    spread = 0
+                    for d in range(depth):
+                        spread += squares[d] / n - (total[d] / n) * (total[d] / n)
+                    spreads[head, c] = <float> max(0.0, spread)
         free(total)

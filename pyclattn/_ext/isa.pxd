@@ -13,6 +13,11 @@ cdef extern from "tile.h" nogil:
         long *counts
         float *threshold
 
+    ctypedef struct tile_lists:
+        long room
+        int32_t *rows
+        long *counts
+
     ctypedef struct tile_isa:
         const char *name
         long lanes, vector, group
@@ -33,6 +38,11 @@ cdef extern from "tile.h" nogil:
                      uint32_t *) noexcept nogil
         void (*nearest)(const float *, long, long, const float *, int32_t, float *, int32_t *) noexcept nogil
         void (*finish)(const float *, long, long, const float *, int, float *, long) noexcept nogil
+        void (*part)(float *, long, const float *, long, const float *, const float *, int32_t, tile_lists *,
+                     float *) noexcept nogil
+        void (*tail)(float *, const float *, long, long, const float *, const float *) noexcept nogil
+        void (*tilt)(float *, long, const float *, const float *, long, const float *, const float *,
+                     const float *) noexcept nogil
         float (*fma_loop)(long) noexcept nogil
 
     void tile_prefetch(const float *row, long width) noexcept nogil

@@ -27,6 +27,13 @@ typedef struct {
     float *threshold; /* [lanes] */
 } tile_best;
 
+/* Rows taken by each lane, in order; room for every row. */
+typedef struct {
+    long room;
+    int32_t *rows; /* [lanes][room] */
+    long *counts;  /* [lanes] */
+} tile_lists;
+
 typedef struct {
     const char *name;
     long lanes;        /* queries of a full panel */
@@ -72,6 +79,13 @@ typedef struct {
                     int32_t *labels);
     /* a dense layer's way out: out[k][c] = activation(s[k][c] + bias[c]) for c < width; bias may be NULL */
     void (*finish)(const float *s, long n, long width, const float *bias, int activation, float *out, long stride);
+    /* what co-clustered attention needs (tails.h): keys parted into taken ones and the tail; the tail's mean row; the
+     * weights of its slopes */
+    void (*part)(float *s, long n, const float *key_scores, long vectors, const float *limits, const float *lse,
+                 int32_t first, tile_lists *lists, float *mass);
+    void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *lse);
+    void (*tilt)(float *u, long rank, const float *center, const float *spreads, long vectors, const float *tail_m,
+                 const float *tail_mass, const float *m);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(long rounds);
 } tile_isa;

@@ -81,7 +81,7 @@ def group(rows: Float32, tokens: Tokens, recipe: Recipe, n_threads: int) -> Grou
         _kmeans(rows, tokens, grouping, opening, recipe, n_threads)
     else:
         _lsh(rows, tokens, grouping, opening, recipe, n_threads)
-        _sort(tokens, grouping, n_threads)
+        sort(tokens, grouping, n_threads)
     return grouping
 
 
@@ -100,17 +100,28 @@ def token_tasks(tokens: Tokens, n_heads: int) -> Int64:
     return tasks
 
 
-def means(rows: Float32, tokens: Tokens, grouping: Grouping, centroids: Float32, n_threads: int) -> None:
-    """Write the mean row of each cluster into ``centroids`` (H, n_clusters in all, D); an empty one keeps its own."""
+def means(
+    rows: Float32,
+    tokens: Tokens,
+    grouping: Grouping,
+    centroids: Float32,
+    n_threads: int,
+    spreads: Float32 | None = None,
+) -> None:
+    """Write the mean row of each cluster into ``centroids`` (H, n_clusters in all, D); an empty one keeps its own.
+
+    Into ``spreads`` (H, n_clusters in all), if given, the mean square distance to it.
+    """
     tasks = per_block(len(grouping.sequences), rows.shape[1], CLUSTER_CHUNK)
     batches = tokens.spans[grouping.sequences, 0]
     launch(
         "clustering.cluster_means", n_threads, rows, batches, grouping.order, grouping.member_offsets, tasks,
-        CLUSTER_CHUNK, centroids,
+        CLUSTER_CHUNK, centroids, spreads,
     )  # fmt: skip
 
 
-def _sort(tokens: Tokens, grouping: Grouping, n_threads: int) -> None:
+def sort(tokens: Tokens, grouping: Grouping, n_threads: int) -> None:
+    """Sort the tokens by their labels."""
     tasks = per_head(len(tokens.spans), len(grouping.labels))
     launch(
         "clustering.sort_by_label", n_threads, grouping.labels, tokens.spans, tokens.index, grouping.cluster_offsets,
@@ -154,9 +165,9 @@ def _kmeans(rows: Float32, tokens: Tokens, grouping: Grouping, opening: Int64, r
             means(rows, tokens, grouping, centroids, n_threads)
         launch(
             "clustering.nearest_assign", n_threads, rows, tokens.spans, tokens.index, centroids,
-            grouping.cluster_offsets, tasks, CHUNK, grouping.labels,
+            grouping.cluster_offsets, None, tasks, CHUNK, grouping.labels,
         )  # fmt: skip
-        _sort(tokens, grouping, n_threads)
+        sort(tokens, grouping, n_threads)
 
 
 def check_start(start: Int64, tokens: Spans, n_clusters: int) -> Int64:

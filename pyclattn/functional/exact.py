@@ -94,6 +94,15 @@ def scaled_dot_product_attention(
     if result.size == 0:
         return result if offsets is None else result[0]
 
+    attend(q, queries, k, v, keys, allowed, bias, is_causal, factor, result, threads)
+    return result if offsets is None else result[0]
+
+
+def attend(
+    q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, allowed: Bool | None,
+    bias: Float32 | None, is_causal: bool, factor: float, out: Float32, threads: int,
+) -> None:  # fmt: skip
+    """The same of checked arguments."""
     lengths, n_heads = queries.lengths, q.shape[1]
     work = int(lengths @ keys.lengths) * n_heads * (q.shape[3] + v.shape[3])
     threads = threads if work > SMALL else 1
@@ -101,9 +110,8 @@ def scaled_dot_product_attention(
     chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal, is_packed)
     launch(
         "attention.attend", threads, q, queries.spans, k, v, keys.spans, keys.index,
-        allowed, bias, is_causal, factor, tasks, chunk, result,
+        allowed, bias, is_causal, factor, tasks, chunk, out,
     )  # fmt: skip
-    return result if offsets is None else result[0]
 
 
 @lru_cache(maxsize=64)

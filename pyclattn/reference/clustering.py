@@ -96,11 +96,12 @@ def hamming_update(
 
 
 def nearest_assign(
-    rows: Float32, spans: Int64, index: Int64, centroids: Float32, cluster_offsets: Int64,
+    rows: Float32, spans: Int64, index: Int64, centroids: Float32, cluster_offsets: Int64, axes: Float32 | None,
     tasks: Int64, chunk: int, labels: Int32, counter: Int64,
 ) -> None:  # fmt: skip
     """Label each row with its nearest centroid (Euclidean), ties to the lowest.
 
+    With ``axes`` (n_sequences, heads, rank, D) distances are between the products of rows and centroids with them.
     A task is [sequence, head, first token].
     """
     for sequence, head, first in drawn(tasks, counter):
@@ -108,6 +109,9 @@ def nearest_assign(
         own = slice(int(cluster_offsets[sequence]), int(cluster_offsets[sequence + 1]))
         tokens = slice(first, min(first + chunk, stop))
         x, centers = rows[batch, head, index[tokens]].astype(np.float64), centroids[head, own].astype(np.float64)
+        if axes is not None:
+            across = axes[sequence, head].astype(np.float64).T
+            x, centers = x @ across, centers @ across
         # |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2)
         likeness = x @ centers.T - 0.5 * (centers * centers).sum(axis=-1)
         labels[head, tokens] = np.argmax(np.where(np.isnan(likeness), -np.inf, likeness), axis=-1)
@@ -133,11 +137,17 @@ def sort_by_label(
 
 def cluster_means(
     rows: Float32, batches: Int64, order: Int64, member_offsets: Int64, tasks: Int64, chunk: int,
-    means: Float32, counter: Int64,
+    means: Float32, spreads: Float32 | None, counter: Int64,
 ) -> None:  # fmt: skip
-    """Mean row of each cluster; that of an empty one stays as it is. A task is [head, first cluster]."""
+    """Mean row of each cluster and, if asked for, the mean square distance to it; an empty one's stay as they are.
+
+    A task is [head, first cluster].
+    """
     for head, first in drawn(tasks, counter):
         for c in range(first, min(first + chunk, len(batches))):
             members = order[head, member_offsets[head, c] : member_offsets[head, c + 1]]
             if len(members):
-                means[head, c] = rows[int(batches[c]), head, members].astype(np.float64).mean(axis=0)
+                own = rows[int(batches[c]), head, members].astype(np.float64)
+                means[head, c] = own.mean(axis=0)
+                if spreads is not None:
+                    spreads[head, c] = np.square(own - own.mean(axis=0)).sum(axis=-1).mean()

@@ -1,0 +1,497 @@
+"""Kernels of co-clustered attention over panels (tile.h): keys sorted by cluster, their moments, and the attention.
+
+A sorted row is [key (D), its own logit (1), value (E)], logits in base 2: a panel whose coordinate D is 1 adds it to
+the score. The tail, one mean row a cluster of keys, has the same shape, so that each query sees one list of rows.
+"""
+
+from libc.math cimport log2f
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa, tile_lists, tile_prefetch,
+)
+
+cdef double LOG2E = 1.4426950408889634
+# Panels of one cluster's members that share a gathered block of rows.
+cdef enum:
+    SHARED = 4
+
+
+def covariances(const float[:, :, ::1] samples, const int64_t[:, ::1] tasks, float[:, :, ::1] out,
+                int64_t[::1] counter):
+    """out[p] = samples[p]^T samples[p] (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        const tile_isa *isa
+        float *memory
+        float *s
+        float *o
+        float *ones
+        long n = samples.shape[1], depth = samples.shape[2], lanes, task, p, first, at, k, i, used, vectors
+
+    with nogil:
+        isa = current()
+        lanes = isa.lanes
+        memory = new_floats((TILE_KEYS + depth + 1) * padded(lanes))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one block of covariances")
+        s, o = memory, memory + TILE_KEYS * padded(lanes)
+        ones = o + depth * padded(lanes)
+        for i in range(lanes):
+            ones[i] = 1
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            p, first = tasks[task, 0], 0
+            while first < depth:
+                used = min(lanes, depth - first)
+                vectors = (used + isa.vector - 1) // isa.vector
+                memset(o, 0, depth * lanes * sizeof(float))
+                memset(s, 0, TILE_KEYS * lanes * sizeof(float))
+                at = 0
+                while at < n:
+                    for k in range(min(TILE_KEYS, n - at)):
+                        memcpy(s + k * lanes, &samples[p, at + k, first], used * sizeof(float))
+                    isa.accumulate(&samples[p, at, 0], depth, min(TILE_KEYS, n - at), depth, s, vectors, ones, o)
+                    at += TILE_KEYS
+                isa.store(o, ones, used, depth, 1.0, NULL, &out[p, first, 0], depth, NULL)
+                first += used
+        free(memory)
+
+
+def sort_rows(
+    const float[:, :, :, :] key, const float[:, :, :, :] value, const float[:, :, :] bias, const int64_t[::1] batches,
+    const int64_t[:, ::1] order, const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, long chunk,
+    float[:, :, ::1] rows, float[:, :, ::1] means, int64_t[::1] counter,
+):
+    """Rows of keys and values, cluster by cluster, and their means (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        long depth = key.shape[3], width = value.shape[3], size = depth + 1 + width
+        long k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4, task, head, first, c, d
+        int64_t t, n, row, last
+        const float *keys
+        const float *values
+        float *to
+        double *total
+
+    with nogil:
+        total = <double *> new_floats(2 * size)
+        if total == NULL:
+            with gil:
+                raise MemoryError("no memory for one row")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            head, first = tasks[task, 0], tasks[task, 1]
+            for c in range(first, min(first + chunk, batches.shape[0])):
+                last = member_offsets[head, c + 1]
+                n = last - member_offsets[head, c]
+                if n == 0:
+                    continue
+                keys, values = &key[batches[c], head, 0, 0], &value[batches[c], head, 0, 0]
+                memset(total, 0, size * sizeof(double))
+                for t in range(member_offsets[head, c], last):
+                    row = order[head, t]
+                    if t + 8 < last:
+                        tile_prefetch(keys + order[head, t + 8] * k_stride, depth)
+                        tile_prefetch(values + order[head, t + 8] * v_stride, width)
+                    to = &rows[head, t, 0]
+                    memcpy(to, keys + row * k_stride, depth * sizeof(float))
+                    to[depth] = <float> (LOG2E * bias[batches[c], head, row]) if bias is not None else 0
+                    memcpy(to + depth + 1, values + row * v_stride, width * sizeof(float))
+                    for d in range(size):
+                        total[d] += to[d]
+                for d in range(size):
+                    means[head, c, d] = <float> (total[d] / n)
+        free(total)
+
+
+def moments(
+    const float[:, :, ::1] rows, const int64_t[:, ::1] member_offsets, const float[:, :, ::1] means,
+    const int64_t[::1] sequences, const float[:, :, :, ::1] axes, const int64_t[:, ::1] tasks, long chunk,
+    float[:, :, ::1] slopes, float[:, :, ::1] squares, float[:, :, ::1] radii, int64_t[::1] counter,
+):
+    """Covariance of each key cluster's values with its keys on the axes (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        const tile_isa *isa
+        float *memory
+        float *panel
+        float *s
+        float *o
+        float *ones
+        float *center
+        const float *row
+        const float *mean
+        long rank = axes.shape[2], depth = axes.shape[3], size = rows.shape[2], width = size - depth - 1
+        long lanes, task, head, c, first, start, used, vectors, n, k, i, d
+        int64_t at, stop
+        double total
+        float x
+
+    with nogil:
+        isa = current()
+        lanes = isa.lanes
+        memory = new_floats((depth + width + 2 * TILE_KEYS + 4) * padded(lanes))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one block of moments")
+        panel = memory
+        o = panel + depth * padded(lanes)
+        s = o + width * padded(lanes)
+        ones = s + (2 * TILE_KEYS + 1) * padded(lanes)  # behind the scores' peaks
+        center = ones + padded(lanes)
+        for i in range(lanes):
+            ones[i] = 1
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            head, first = tasks[task, 0], tasks[task, 1]
+            for c in range(first, min(first + chunk, sequences.shape[0])):
+                stop = member_offsets[head, c + 1]
+                mean = &means[head, c, 0]
+                for at in range(member_offsets[head, c], stop):
+                    row = &rows[head, at, 0]
+                    total = 0
+                    for d in range(depth + 1, size):
+                        x = row[d] - mean[d]
+                        total += x * x
+                    radii[head, at, 0], radii[head, at, 1] = 0, <float> total
+                start = 0
+                while start < rank:  # a panel of axes at a time
+                    used = min(lanes, rank - start)
+                    vectors = (used + isa.vector - 1) // isa.vector
+                    isa.load(&axes[sequences[c], head, start, 0], depth, NULL, used, depth, 1.0, panel)
+                    isa.score(mean, size, 1, depth, panel, vectors, center, s)
+                    memset(o, 0, width * lanes * sizeof(float))
+                    for i in range(used):
+                        squares[head, c, start + i] = 0
+                    at = member_offsets[head, c]
+                    while at < stop:
+                        n = min(TILE_KEYS, stop - at)
+                        isa.score(&rows[head, at, 0], size, n, depth, panel, vectors, s, s + TILE_KEYS * lanes)
+                        for k in range(n):
+                            total = 0
+                            for i in range(used):
+                                x = s[k * lanes + i] - center[i]
+                                s[k * lanes + i] = x
+                                squares[head, c, start + i] += x * x
+                                total += x * x
+                            radii[head, at + k, 0] += <float> total
+                        isa.accumulate(&rows[head, at, depth + 1], size, n, width, s, vectors, ones, o)
+                        at += n
+                    n = stop - member_offsets[head, c]
+                    if width > 0:
+                        isa.store(o, ones, used, width, <float> (1.0 / n) if n > 0 else 0, NULL,
+                                  &slopes[head, c, start * width], width, NULL)
+                    start += used
+        free(memory)
+
+
+def weigh(
+    const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, ::1] rows,
+    const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, long chunk, float[:, ::1] logs,
+    float[:, :, ::1] sample, int64_t[::1] counter,
+):
+    """log2 of each centroid's mass, and its scores of a sample of keys (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        const tile_isa *isa
+        float *memory
+        float *panels
+        float *s
+        float *peaks
+        float *alpha
+        float *m
+        float *mass
+        long depth = centroids.shape[2], size = rows.shape[2], n_samples = sample.shape[2]
+        long lanes, task, sequence, head, first, n_clusters, n_panels, panel_size, n, i, lane, used, vectors, taken, c
+        int64_t at, start, stop
+
+    with nogil:
+        isa = current()
+        lanes = isa.lanes
+        panel_size = (depth + 2) * padded(lanes)
+        memory = new_floats(((chunk + lanes - 1) // lanes) * panel_size + (2 * TILE_KEYS + 2) * padded(lanes))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one block of centroids")
+        s = memory + ((chunk + lanes - 1) // lanes) * panel_size
+        peaks = s + TILE_KEYS * padded(lanes)
+        alpha = peaks + (TILE_KEYS + 1) * padded(lanes)
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            sequence, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+            start, stop = spans[sequence, 1], spans[sequence, 2]
+            n_clusters = min(chunk, cluster_offsets[sequence + 1] - first)
+            n_panels = (n_clusters + lanes - 1) // lanes
+            for i in range(n_panels):
+                panels = memory + i * panel_size
+                isa.load(&centroids[head, first + i * lanes, 0], depth, NULL, min(lanes, n_clusters - i * lanes), depth,
+                         1.0, panels)
+                m, mass = panels + depth * padded(lanes), panels + (depth + 1) * padded(lanes)
+                for lane in range(lanes):
+                    m[lane], mass[lane] = TILE_MASKED, 0
+            at, taken = start, 0
+            while at < stop:
+                n = min(TILE_KEYS, stop - at)
+                for i in range(n_panels):
+                    panels = memory + i * panel_size
+                    m, mass = panels + depth * padded(lanes), panels + (depth + 1) * padded(lanes)
+                    used = min(lanes, n_clusters - i * lanes)
+                    vectors = (used + isa.vector - 1) // isa.vector
+                    isa.score(&rows[head, at, 0], size, n, depth, panels, vectors, s, peaks)
+                    c = taken
+                    while c < n_samples and start + c * (stop - start) // n_samples < at + n:
+                        for lane in range(used):
+                            sample[head, first + i * lanes + lane, c] = \
+                                s[(start + c * (stop - start) // n_samples - at) * lanes + lane]
+                        c += 1
+                    isa.soften(s, n, peaks, vectors, m, mass, alpha)
+                while taken < n_samples and start + taken * (stop - start) // n_samples < at + n:
+                    taken += 1
+                at += n
+            for i in range(n_panels):
+                panels = memory + i * panel_size
+                m, mass = panels + depth * padded(lanes), panels + (depth + 1) * padded(lanes)
+                for lane in range(min(lanes, n_clusters - i * lanes)):
+                    logs[head, first + i * lanes + lane] = m[lane] + log2f(mass[lane])
+        free(memory)
+
+
+cdef struct Buffers:
+    const tile_isa *isa
+    long lanes, depth, width, size, rank  # depth counts the own logit: D + 1
+    # of a panel of centroids
+    float *panel        # [depth][lanes]
+    float *o            # [size][lanes]
+    float *lse          # [lanes], as the four below
+    float *limits
+    float *mass         # of one cluster of keys
+    float *total        # of all
+    float *ones
+    float *masses       # [key clusters][lanes]
+    float *bend         # [rank * width][lanes]
+    float *slopes       # [lanes][rank][width]
+    float *tails        # [lanes][key clusters + 1][size]; the last row of a lane is for what nobody reads
+    float *centers      # [rank][lanes]: the centroids on the axes
+    int64_t *places     # [lanes]
+    long *n_tail        # [lanes]
+    tile_lists lists
+    # of a cluster's members
+    float *members      # SHARED of [depth][lanes], [width][lanes], 4 x [lanes]
+    size_t member_size
+    float *s
+    float *peaks
+    float *alpha
+    float *u            # [rank][lanes]
+    float *gathered     # [TILE_KEYS][size]
+    float *center       # [rank]
+    float *memory
+
+
+cdef float *cut(float **place, size_t n_floats) noexcept nogil:
+    """The next piece of a buffer."""
+    cdef float *piece = place[0]
+    place[0] += padded(n_floats)
+    return piece
+
+
+cdef size_t lay_out(Buffers *w, float *memory, long n_clusters) noexcept nogil:
+    """Cut the memory into buffers; the floats that takes."""
+    cdef size_t lanes = padded(w.lanes)
+    cdef float *place = memory
+    w.panel = cut(&place, w.depth * lanes)
+    w.o = cut(&place, w.size * lanes)
+    w.lse, w.limits = cut(&place, lanes), cut(&place, lanes)
+    w.mass, w.total, w.ones = cut(&place, lanes), cut(&place, lanes), cut(&place, lanes)
+    w.masses = cut(&place, n_clusters * lanes)
+    w.bend = cut(&place, w.rank * w.width * lanes)
+    w.slopes = cut(&place, lanes * w.rank * w.width)
+    w.tails = cut(&place, lanes * (n_clusters + 1) * w.size)
+    w.centers = cut(&place, w.rank * lanes)
+    w.places, w.n_tail = <int64_t *> cut(&place, 2 * lanes), <long *> cut(&place, 2 * lanes)
+    w.lists.counts = <long *> cut(&place, 2 * lanes)
+    w.members = cut(&place, SHARED * w.member_size)
+    w.s, w.peaks = cut(&place, TILE_KEYS * lanes), cut(&place, (TILE_KEYS + 1) * lanes)
+    w.alpha, w.u = cut(&place, lanes), cut(&place, w.rank * lanes)
+    w.gathered, w.center = cut(&place, TILE_KEYS * w.size), cut(&place, w.rank)
+    return place - memory
+
+
+cdef bint buffers_new(Buffers *w, long depth, long size, long rank, long n_clusters, long n_keys) noexcept nogil:
+    """Buffers for one thread, with room for the longest sequence; False where memory is out."""
+    cdef long i
+    w.isa = current()
+    w.lanes, w.depth, w.size, w.rank, w.width = w.isa.lanes, depth, size, rank, size - depth
+    w.member_size = (depth + w.width + 4) * padded(w.lanes)
+    w.memory = new_floats(lay_out(w, NULL, n_clusters))
+    w.lists.room = padded(n_keys)
+    w.lists.rows = <int32_t *> new_floats(w.lanes * w.lists.room)  # pages that are not touched cost nothing
+    if w.memory == NULL or w.lists.rows == NULL:
+        free(w.memory)
+        free(w.lists.rows)
+        return False
+    lay_out(w, w.memory, n_clusters)
+    for i in range(w.lanes):
+        w.ones[i] = 1
+    return True
+
+
+cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, long n_clusters,
+                      const float *slopes, const float *axes, long n) noexcept nogil:
+    """For each of `n` centroids of the panel: the rows it takes, and of the others a mean row a cluster and a slope."""
+    cdef long j, lane, k, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
+    cdef int64_t at, stop
+    w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, w.panel, vectors, w.centers, w.peaks)
+    memset(w.lists.counts, 0, lanes * sizeof(long))
+    memset(w.n_tail, 0, lanes * sizeof(long))
+    memset(w.total, 0, lanes * sizeof(float))
+    for j in range(n_clusters):
+        memset(w.o, 0, w.size * lanes * sizeof(float))
+        memset(w.mass, 0, lanes * sizeof(float))
+        at, stop = bounds[j], bounds[j + 1]
+        while at < stop:
+            k = min(TILE_KEYS, stop - at)
+            w.isa.score(rows + at * w.size, w.size, k, w.depth, w.panel, vectors, w.s, w.peaks)
+            w.isa.part(w.s, k, key_scores + at, vectors, w.limits, w.lse, <int32_t> at, &w.lists, w.mass)
+            w.isa.accumulate(rows + at * w.size, w.size, k, w.size, w.s, vectors, w.ones, w.o)
+            at += k
+        w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.lse)
+        memcpy(w.masses + j * lanes, w.mass, lanes * sizeof(float))
+        for lane in range(n):
+            w.total[lane] += w.mass[lane]
+            if w.mass[lane] > 0:
+                w.places[lane] = lane * (n_clusters + 1) + w.n_tail[lane]
+                w.n_tail[lane] += 1
+            else:
+                w.places[lane] = lane * (n_clusters + 1) + n_clusters
+        w.isa.store(w.o, w.mass, n, w.size, 1.0, NULL, w.tails, w.size, w.places)
+    memset(w.bend, 0, w.rank * w.width * lanes * sizeof(float))
+    at = 0
+    while at < n_clusters:
+        k = min(TILE_KEYS, n_clusters - at)
+        w.isa.accumulate(slopes + at * w.rank * w.width, w.rank * w.width, k, w.rank * w.width,
+                         w.masses + at * lanes, vectors, w.ones, w.bend)
+        at += k
+    w.isa.store(w.bend, w.total, n, w.rank * w.width, 1.0, NULL, w.slopes, w.rank * w.width, NULL)
+
+
+cdef void step(Buffers *w, float *member, const float *rows, long n, long vectors) noexcept nogil:
+    """Members of one panel attend to a block of rows."""
+    cdef float *o = member + w.depth * padded(w.lanes)
+    cdef float *m = o + w.width * padded(w.lanes)
+    w.isa.score(rows, w.size, n, w.depth, member, vectors, w.s, w.peaks)
+    w.isa.soften(w.s, n, w.peaks, vectors, m, m + padded(w.lanes), w.alpha)
+    w.isa.accumulate(rows + w.depth, w.size, n, w.width, w.s, vectors, w.alpha, o)
+
+
+cdef void attend_lane(Buffers *w, long lane, const float *rows, const float *query, long q_stride,
+                      const int64_t *members, long n_members, float factor, const float *axes, const float *spreads,
+                      const float *tail, float *out, long o_stride) noexcept nogil:
+    """The members of the cluster in this lane: its tail first, then its rows, then the slopes."""
+    cdef long first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists.counts[lane], lanes = w.lanes
+    cdef const int32_t *taken = w.lists.rows + lane * w.lists.room
+    cdef float *member
+    cdef float *o
+    cdef float *m
+    for k in range(w.rank):
+        w.center[k] = w.centers[k * lanes + lane]
+    while first < n_members:
+        n_panels = min(SHARED, (n_members - first + lanes - 1) // lanes)
+        for i in range(n_panels):
+            member = w.members + i * w.member_size
+            o = member + w.depth * padded(lanes)
+            m = o + w.width * padded(lanes)
+            n = min(lanes, n_members - first - i * lanes)
+            vectors = (n + w.isa.vector - 1) // w.isa.vector
+            w.isa.load(query, q_stride, members + first + i * lanes, n, w.depth - 1, factor, member)
+            for k in range(lanes):
+                member[(w.depth - 1) * lanes + k] = 1
+                m[k], m[padded(lanes) + k] = TILE_MASKED, 0
+            memset(o, 0, w.width * lanes * sizeof(float))
+            at = 0
+            while at < w.n_tail[lane]:
+                k = min(TILE_KEYS, w.n_tail[lane] - at)
+                step(w, member, tail + at * w.size, k, vectors)
+                at += k
+            memcpy(m + 2 * padded(lanes), m, 2 * padded(lanes) * sizeof(float))  # what the tail came to
+        at = 0
+        while at < n_rows:
+            n = min(TILE_KEYS, n_rows - at)
+            for k in range(n):
+                if at + k + 8 < n_rows:
+                    tile_prefetch(rows + taken[at + k + 8] * w.size, w.size)
+                memcpy(w.gathered + k * w.size, rows + taken[at + k] * w.size, w.size * sizeof(float))
+            for i in range(n_panels):
+                k = min(lanes, n_members - first - i * lanes)
+                step(w, w.members + i * w.member_size, w.gathered, n, (k + w.isa.vector - 1) // w.isa.vector)
+            at += n
+        for i in range(n_panels):
+            member = w.members + i * w.member_size
+            o = member + w.depth * padded(lanes)
+            m = o + w.width * padded(lanes)
+            n = min(lanes, n_members - first - i * lanes)
+            vectors = (n + w.isa.vector - 1) // w.isa.vector
+            w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
+            w.isa.tilt(w.u, w.rank, w.center, spreads, vectors, m + 2 * padded(lanes), m + 3 * padded(lanes), m)
+            w.isa.accumulate(w.slopes + lane * w.rank * w.width, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
+            w.isa.store(o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride, members + first + i * lanes)
+        first += n_panels * lanes
+
+
+def attend(
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
+    const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
+    const float[:, ::1] logs, const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
+    const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
+    long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """Co-clustered attention of `chunk` query clusters a task (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        Buffers w
+        long q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
+        long task, sequence, head, batch, first, c, n, n_key_clusters, lane, stop
+        long most_clusters = 0, most_keys = 0
+        int64_t members
+
+    with nogil:
+        for sequence in range(key_cluster_offsets.shape[0] - 1):
+            c, n = key_cluster_offsets[sequence], key_cluster_offsets[sequence + 1]
+            most_clusters = max(most_clusters, n - c)
+            most_keys = max(most_keys, key_bounds[0, n] - key_bounds[0, c])
+        if not buffers_new(&w, centroids.shape[2], rows.shape[2], axes.shape[2], most_clusters, most_keys):
+            with gil:
+                raise MemoryError("no memory for one block of co-clustered attention")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0] or w.width == 0:
+                break
+            sequence, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+            batch, stop = query_spans[sequence, 0], min(first + chunk, cluster_offsets[sequence + 1])
+            n_key_clusters = key_cluster_offsets[sequence + 1] - key_cluster_offsets[sequence]
+            while first < stop:
+                n = min(w.lanes, stop - first)
+                w.isa.load(&centroids[head, first, 0], w.depth, NULL, n, w.depth, 1.0, w.panel)
+                for lane in range(w.lanes):
+                    w.lse[lane], w.limits[lane] = 0, -TILE_MASKED  # a lane not in use takes nothing
+                memcpy(w.lse, &logs[head, first], n * sizeof(float))
+                memcpy(w.limits, &limits[head, first], n * sizeof(float))
+                divide_keys(&w, &rows[head, 0, 0], &key_scores[head, 0],
+                            &key_bounds[head, key_cluster_offsets[sequence]], n_key_clusters,
+                            &slopes[head, key_cluster_offsets[sequence], 0], &axes[sequence, head, 0, 0], n)
+                for lane in range(n):
+                    members = member_offsets[head, first + lane]
+                    attend_lane(&w, lane, &rows[head, 0, 0], &query[batch, head, 0, 0], q_stride,
+                                &order[head, members], member_offsets[head, first + lane + 1] - members,
+                                <float> factor, &axes[sequence, head, 0, 0], &spreads[sequence, head, 0],
+                                w.tails + lane * (n_key_clusters + 1) * w.size, &out[batch, head, 0, 0], o_stride)
+                first += n
+        free(w.memory)
+        free(w.lists.rows)

@@ -1,0 +1,319 @@
+"""Co-clustered attention: queries and keys are both grouped, the strongest pairs stay exact. This library's own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pyclattn import _threads
+from pyclattn._dispatch import launch
+from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.errors import ShapeError
+from pyclattn.functional import _check, _ragged, exact
+from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
+from pyclattn.functional._metric import axes_between, covariances, group_along, leading_axes, strided
+
+LOG2E = math.log2(math.e)
+# Shorter sequences are as fast exactly.
+SHORTEST = 1024
+# Query clusters of one task: a panel of the widest instruction set; fewer where there would be few tasks.
+CHUNKS, ENOUGH_TASKS = (48, 32, 16), 12
+# Centroids that share each block of keys while their masses are taken: four panels.
+PANELS = 192
+# Keys that the threshold is found from: about 65,000 pairs tell the share of one in 160 to 5 %.
+SAMPLED_PAIRS, SAMPLED_KEYS = 65_536, (64, 512)
+# Bytes of sorted rows and their kin that are worked on at a time; a single head may need more.
+ROUND_BYTES = 64 << 20
+# Tokens of a round, so that its working memory does not grow with the batch.
+ROUND = 65_536
+
+
+def coclustered_attention(
+    query: Given,
+    key: Given,
+    value: Given,
+    *,
+    n_query_clusters: int | None = None,
+    n_key_clusters: int | None = None,
+    n_exact: int = 128,
+    rank: int = 16,
+    key_bias: Given = None,
+    key_padding_mask: Given = None,
+    query_padding_mask: Given = None,
+    scale: float | None = None,
+    offsets: Given = None,
+    key_offsets: Given = None,
+    n_threads: int | None = None,
+    out: Given = None,
+) -> Float32:
+    """Attention near the exact one for pretrained models: the keys that matter to a cluster of queries are attended to
+    exactly; of every cluster of keys the rest stands in as one mean key and value, with a slope. No random numbers.
+
+    Parameters
+    ----------
+    query : array (B, H, L, D), or (H, T, D) with ``offsets``
+        float32; float16 and float64 are converted. Any strides with contiguous rows are read in place.
+    key : array (B, H', S, D)
+        H must be a multiple of H'.
+    value : array (B, H', S, E)
+    n_query_clusters, n_key_clusters : int, optional
+        Clusters of each sequence and head: by default 1.5 sqrt(L) and half of that, at least 16. Attention that is very
+        sharp (keypoint matching) wants more query clusters, about 4 sqrt(L).
+    n_exact : int
+        Keys that a query attends to exactly, in the mean over the queries of a head (clusters whose error would be
+        large take more). 64 to 256 gave 5 to 1.5 % error on images; with as many as half of the keys, or on sequences
+        under 1,024 tokens, attention is exact.
+    rank : int
+        Axes along which rows are clustered, and along which the mean values have slopes.
+    key_bias : array (B, S), optional
+        Added to the logits of each key; -inf = padding. Not with ``offsets``.
+    key_padding_mask, query_padding_mask : bool array (B, S), (B, L), optional
+        True = padding. A padded key is never read; a padded query's output is 0.
+    scale : float, optional
+        Factor on the logits, 1/sqrt(D) by default.
+    offsets, key_offsets : int array (n_sequences + 1,), optional
+        A ragged batch packed along the token axis; ``key_offsets`` where the keys' lengths differ.
+    n_threads : int, optional
+        Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
+    out : float32 array (B, H, L, E), or (H, T, E), optional
+        Where the result goes; any strides with contiguous rows. Must not overlap the inputs.
+
+    Returns
+    -------
+    float32 array (B, H, L, E), or (H, T, E)
+        In the memory order of the query. The same bits for any number of threads and from run to run.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Before any work, naming the argument, what was given and what was expected.
+
+    Notes
+    -----
+    docs/coclustered.md tells the method, its limits and its evidence. How large the error is depends on the data: rows
+    without any structure cannot be clustered.
+
+    Examples
+    --------
+    >>> import numpy as np, pyclattn
+    >>> rng = np.random.default_rng(0)
+    >>> centers = 3 * rng.standard_normal((20, 16))
+    >>> query, key = (centers[rng.integers(0, 20, (1, 1, 3000))] + rng.standard_normal((1, 1, 3000, 16)) for _ in "qk")
+    >>> value = rng.standard_normal((1, 1, 3000, 16))
+    >>> near = pyclattn.coclustered_attention(query, key, value, n_exact=64)
+    >>> exact = pyclattn.scaled_dot_product_attention(query, key, value)
+    >>> bool(np.linalg.norm(near - exact) < 0.05 * np.linalg.norm(exact))
+    True
+    """
+    q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
+    counts = _count("n_query_clusters", n_query_clusters), _count("n_key_clusters", n_key_clusters)
+    n_exact, rank = _check.whole("n_exact", n_exact, 0), _check.whole("rank", rank, 1)
+    factor, threads = _check.factor(scale, q.shape[3]), _threads.resolve(n_threads)
+    bias, key_padding_mask = _bias(key_bias, key_padding_mask, k, offsets is not None)
+    queries, keys = _ragged.locate(q, k, offsets, key_offsets, query_padding_mask, key_padding_mask)
+    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=True)
+    if result.size:
+        _attend(q, queries, k, v, keys, bias, counts, n_exact, min(rank, q.shape[3]), factor, result, threads)
+    return result if offsets is None else result[0]
+
+
+def _count(name: str, given: Given) -> int | None:
+    return None if given is None else _check.whole(name, given, 1)
+
+
+def _bias(given: Given, key_padding_mask: Given, k: Float32, is_packed: bool) -> tuple[Float32 | None, Given]:
+    """The keys' own logits, finite, and the padding that -inf among them means."""
+    if given is None:
+        return None, key_padding_mask
+    if is_packed:
+        raise ShapeError("key_bias was given with offsets: packed sequences take none")
+    bias = _check.rows("key_bias", given, 2)
+    shape = (k.shape[0], k.shape[2])
+    if bias.shape != shape:
+        raise ShapeError(f"key_bias must have shape (B, S) = {shape}, got {bias.shape}")
+    absent = np.isneginf(bias)
+    if key_padding_mask is not None:
+        absent |= _check.bool_mask("key_padding_mask", key_padding_mask, shape)
+    return np.where(absent, np.float32(0), bias), absent
+
+
+def _attend(
+    q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, bias: Float32 | None,
+    counts: tuple[int | None, int | None], n_exact: int, rank: int, factor: float, out: Float32, n_threads: int,
+) -> None:  # fmt: skip
+    """Short sequences exactly, the others in rounds of sequences and heads."""
+    lengths, key_lengths = queries.lengths, keys.lengths
+    is_long = (np.minimum(lengths, key_lengths) >= SHORTEST) & (2 * n_exact < key_lengths)
+    short = np.flatnonzero(~is_long & (lengths > 0) & (key_lengths > 0))
+    if len(short):
+        _exactly(q, queries, k, v, keys, bias, short, factor, out, n_threads)
+    group = q.shape[1] // max(k.shape[1], 1)
+    rounds = np.cumsum(lengths) // ROUND
+    for number in np.unique(rounds[is_long]):
+        members = np.flatnonzero((rounds == number) & is_long)
+        tokens = _ragged.Spans(queries.spans[members], queries.index).indexed()
+        key_tokens = _ragged.Spans(keys.spans[members], keys.index).indexed()
+        clusters = _numbers(tokens.lengths, key_tokens.lengths, counts)
+        row_bytes = 4 * (q.shape[3] + v.shape[3] + 6) * len(key_tokens.index)
+        step = max(1, ROUND_BYTES // row_bytes)
+        for first in range(0, k.shape[1], step):
+            for member in range(group):  # heads that share keys have clusters of their own all the same
+                heads = slice(first * group + member, min(first + step, k.shape[1]) * group, group)
+                own = slice(first, first + step)
+                _round(
+                    q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, clusters, n_exact, rank, factor,
+                    out[:, heads], n_threads,
+                )  # fmt: skip
+
+
+def _exactly(
+    q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, bias: Float32 | None,
+    sequences: Int64, factor: float, out: Float32, n_threads: int,
+) -> None:  # fmt: skip
+    tokens = _ragged.Spans(queries.spans[sequences], queries.index)
+    own = _ragged.Spans(keys.spans[sequences], keys.index)
+    if queries.index is None:
+        spread = None if bias is None else np.broadcast_to(bias[:, None, None], (*q.shape[:3], k.shape[2]))
+        exact.attend(q, tokens, k, v, own, None, spread, False, factor, out, n_threads)
+        return
+    for s, (batch, start, stop) in enumerate(tokens.spans.tolist()):  # queries with holes: side by side, and back
+        rows = queries.index[start:stop]
+        part = np.ascontiguousarray(q[batch : batch + 1, :, rows])
+        result = np.empty((*part.shape[:3], v.shape[3]), np.float32)
+        spread = None
+        if bias is not None:
+            spread = np.broadcast_to(bias[batch, None, None, None], (*part.shape[:3], k.shape[2]))
+        place = _ragged.Spans(np.array([[0, 0, len(rows)]], np.int64))
+        exact.attend(part, place, k, v, _ragged.Spans(own.spans[s : s + 1], own.index), None, spread, False, factor,
+                     result, n_threads)  # fmt: skip
+        out[batch, :, rows] = result[0].swapaxes(0, 1)
+
+
+def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int | None]) -> tuple[Int64, Int64]:
+    """Query and key clusters of each sequence."""
+    n_queries, n_keys = counts
+    own = np.round(1.5 * np.sqrt(lengths)).astype(np.int64) if n_queries is None else np.full(len(lengths), n_queries)
+    others = np.maximum(16, np.round(0.75 * np.sqrt(key_lengths)).astype(np.int64))
+    if n_keys is not None:
+        others = np.full(len(lengths), n_keys)
+    return np.minimum(own, lengths), np.minimum(others, key_lengths)
+
+
+def _round(
+    q: Float32, tokens: _ragged.Tokens, k: Float32, v: Float32, key_tokens: _ragged.Tokens, bias: Float32 | None,
+    clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, n_threads: int,
+) -> None:  # fmt: skip
+    """Group both sides, sort the keys, find what is taken exactly, attend. As many heads of keys as of queries."""
+    axes, key_axes = axes_between(q, tokens, k, key_tokens, rank, n_threads)
+    grouping = group_along(q, tokens, axes, clusters[0], n_threads)
+    key_grouping = group_along(k, key_tokens, key_axes, clusters[1], n_threads)
+    centroids, spreads = _centroids(q, tokens, grouping, factor, n_threads)
+    rows, key_scores, slopes, value_axes, squares = _sorted(k, v, bias, key_tokens, key_grouping, rank, n_threads)
+    logs, limits = _limits(
+        centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads
+    )  # fmt: skip
+    chunk, tasks = _cut(grouping, len(rows))
+    launch(
+        "coclusters.attend", n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
+        grouping.cluster_offsets, logs, limits, rows, key_scores, key_grouping.member_offsets,
+        key_grouping.cluster_offsets, slopes, value_axes, squares, factor * LOG2E, tasks, chunk, out,
+    )  # fmt: skip
+
+
+def _centroids(
+    q: Float32, tokens: _ragged.Tokens, grouping: Grouping, factor: float, n_threads: int
+) -> tuple[Float32, Float32]:
+    """Centroids (H, clusters, D + 1) as the kernels want them, and log2 of the members' root mean square distance."""
+    shape = (q.shape[1], len(grouping.sequences), q.shape[3])
+    plain, squares = np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32)
+    means(q, tokens, grouping, plain, n_threads, squares)
+    centroids = np.ones((*shape[:2], shape[2] + 1), np.float32)
+    np.multiply(plain, np.float32(factor * LOG2E), out=centroids[..., :-1])
+    return centroids, 0.5 * np.log2(squares + np.float32(1e-30))
+
+
+def _sorted(
+    k: Float32, v: Float32, bias: Float32 | None, tokens: _ragged.Tokens, grouping: Grouping, rank: int, n_threads: int
+) -> tuple[Float32, Float32, Float32, Float32, Float32]:
+    """Rows cluster by cluster (H, T, D + 1 + E), log2 of the error each makes in the tail (H, T), and the clusters'
+    slopes along axes, with the mean squares of the keys there."""
+    n_heads, depth, width = k.shape[1], k.shape[3], v.shape[3]
+    n_clusters, n_tokens = len(grouping.sequences), len(tokens.index)
+    rows = np.empty((n_heads, n_tokens, depth + 1 + width), np.float32)
+    centers = np.zeros((n_heads, n_clusters, depth + 1 + width), np.float32)
+    tasks = _ragged.per_block(n_clusters, n_heads, CLUSTER_CHUNK)
+    spread_bias = None if bias is None else np.broadcast_to(bias[:, None], (k.shape[0], n_heads, k.shape[2]))
+    launch(
+        "coclusters.sort_rows", n_threads, k, v, spread_bias, tokens.spans[grouping.sequences, 0], grouping.order,
+        grouping.member_offsets, tasks, CLUSTER_CHUNK, rows, centers,
+    )  # fmt: skip
+    axes = leading_axes(covariances(*_residuals(rows, centers, tokens, grouping, depth), n_threads), rank)
+    slopes = np.zeros((n_heads, n_clusters, rank * width), np.float32)
+    squares = np.zeros((n_heads, n_clusters, rank), np.float32)
+    radii = np.empty((n_heads, n_tokens, 2), np.float32)
+    launch(
+        "coclusters.moments", n_threads, rows, grouping.member_offsets, centers, grouping.sequences, axes, tasks,
+        CLUSTER_CHUNK, slopes, squares, radii,
+    )  # fmt: skip
+    key_scores = np.empty((n_heads, n_tokens), np.float32)
+    spreads = np.empty((len(tokens.spans), n_heads, rank), np.float32)
+    for s, (_, start, stop) in enumerate(tokens.spans.tolist()):
+        own = slice(int(grouping.cluster_offsets[s]), int(grouping.cluster_offsets[s + 1]))
+        spreads[s] = squares[:, own].sum(axis=1) / (stop - start)
+        floors = 1e-3 * radii[:, start:stop].mean(axis=1, keepdims=True) + np.float32(1e-30)
+        key_scores[:, start:stop] = 0.5 * np.log2(radii[:, start:stop] + floors).sum(axis=-1)
+    return rows, key_scores, slopes, axes, spreads
+
+
+def _residuals(
+    rows: Float32, centers: Float32, tokens: _ragged.Tokens, grouping: Grouping, depth: int
+) -> tuple[Float32, Int64]:
+    """A sample of the sorted keys less their cluster's mean, (n_sequences, H, n, D), and how many rows are filled."""
+    numbered = _ragged.Tokens(tokens.spans, np.arange(len(tokens.index)))
+    taken = strided(numbered, np.full(len(tokens.spans), 2048))
+    counts = taken.lengths
+    samples = np.zeros((len(counts), len(rows), int(counts.max(initial=0)), depth), np.float32)
+    for s, (_, start, stop) in enumerate(taken.spans.tolist()):
+        places = taken.index[start:stop]
+        for head in range(len(rows)):
+            labels = np.searchsorted(grouping.member_offsets[head], places, side="right") - 1
+            samples[s, head, : len(places)] = rows[head, places, :depth] - centers[head, labels, :depth]
+    return samples, counts
+
+
+def _limits(
+    centroids: Float32, spreads: Float32, grouping: Grouping, rows: Float32, key_scores: Float32,
+    key_tokens: _ragged.Tokens, n_exact: int, n_threads: int,
+) -> tuple[Float32, Float32]:  # fmt: skip
+    """log2 of each centroid's mass, and the limit above which its logit + key score makes a key exact."""
+    n_heads, n_clusters, _ = centroids.shape
+    counts = np.diff(grouping.cluster_offsets)
+    fewest, most = SAMPLED_KEYS
+    n_samples = max(fewest, min(most, SAMPLED_PAIRS // int(counts.max())))
+    logs, limits = np.empty((n_heads, n_clusters), np.float32), np.empty((n_heads, n_clusters), np.float32)
+    sample = np.empty((n_heads, n_clusters, n_samples), np.float32)
+    tasks = _ragged.per_chunk(counts, n_heads, PANELS)
+    tasks[:, 2] += grouping.cluster_offsets[tasks[:, 0]]
+    launch(
+        "coclusters.weigh", n_threads, centroids, grouping.cluster_offsets, rows, key_tokens.spans, tasks, PANELS,
+        logs, sample,
+    )  # fmt: skip
+    share = (n_exact / np.maximum(key_tokens.lengths, 1)).astype(np.float32)
+    launch(
+        "coclusters.thresholds", n_threads, sample, logs, spreads, key_scores, grouping.cluster_offsets,
+        grouping.member_offsets, key_tokens.spans, share, _ragged.per_head(len(counts), n_heads), limits,
+    )  # fmt: skip
+    return logs, limits
+
+
+def _cut(grouping: Grouping, n_heads: int) -> tuple[int, Int64]:
+    """Query clusters a task, and the tasks."""
+    counts = np.diff(grouping.cluster_offsets)
+    chunk = CHUNKS[-1]
+    for chunk in CHUNKS:
+        if int((-(-counts // chunk)).sum()) * n_heads >= ENOUGH_TASKS:
+            break
+    tasks = _ragged.per_chunk(counts, n_heads, chunk)
+    tasks[:, 2] += grouping.cluster_offsets[tasks[:, 0]]
+    return chunk, tasks

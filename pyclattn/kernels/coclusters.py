@@ -1,0 +1,68 @@
+"""The threshold of co-clustered attention (meaning: `pyclattn.reference.coclusters`)."""
+
+import numpy as np
+
+from pyclattn.kernels._jit import draw, inline, jit
+
+NEVER = np.finfo(np.float32).max
+
+
+@inline
+def _weight_above(ordered, sizes, bound):
+    """How many (query, key) pairs are above the bound."""
+    total = np.int64(0)
+    for c in range(len(sizes)):
+        count = np.int32(0)
+        for i in range(ordered.shape[1]):
+            count += np.int32(ordered[c, i] > bound)
+        total += np.int64(count) * sizes[c]
+    return total
+
+
+@jit(
+    "(f4[:,:,::1], f4[:,::1], f4[:,::1], f4[:,::1], i8[::1], i8[:,::1], i8[:,::1], f4[::1], i8[:,::1], f4[:,::1],"
+    " i8[::1])"
+)
+def thresholds(
+    sample, logs, spreads, key_scores, cluster_offsets, member_offsets, spans, share, tasks, limits, counter
+):
+    """Each cluster's limit, from one threshold a sequence and head; found bit by bit, nothing is sorted."""
+    n_samples = sample.shape[2]
+    own = np.empty(n_samples, np.float32)
+    while True:
+        task = draw(counter)
+        if task >= len(tasks):
+            break
+        sequence, head = tasks[task, 0], tasks[task, 1]
+        start, n = spans[sequence, 1], spans[sequence, 2] - spans[sequence, 1]
+        first, last = cluster_offsets[sequence], cluster_offsets[sequence + 1]
+        for i in range(n_samples):
+            own[i] = key_scores[head, start + i * n // n_samples]
+        sizes = np.empty(last - first, np.int64)
+        errors = np.empty((last - first, n_samples), np.float32)
+        for c in range(last - first):
+            sizes[c] = member_offsets[head, first + c + 1] - member_offsets[head, first + c]
+            offset = spreads[head, first + c] - logs[head, first + c]
+            for i in range(n_samples):
+                errors[c, i] = (sample[head, first + c, i] + own[i]) + offset
+        ordered = errors.view(np.int32)  # whole numbers in the order of the floats
+        for c in range(last - first):
+            for i in range(n_samples):
+                ordered[c, i] ^= (ordered[c, i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+        most = np.int64(np.float64(share[sequence]) * np.float64(sizes.sum() * n_samples))
+        low, high = np.int64(-(1 << 31)), np.int64((1 << 31) - 1)
+        while low < high:  # the least bound with at most that many above
+            middle = (low + high) >> 1
+            if _weight_above(ordered, sizes, np.int32(middle)) <= most:
+                high = middle
+            else:
+                low = middle + 1
+        bits = np.empty(1, np.int32)
+        bits[0] = np.int32(low)
+        bits[0] ^= (bits[0] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+        threshold = bits.view(np.float32)[0]
+        if most >= sizes.sum() * n_samples:
+            threshold = -NEVER
+        for c in range(last - first):
+            offset = spreads[head, first + c] - logs[head, first + c]
+            limits[head, first + c] = threshold - offset if sizes[c] > 0 else NEVER

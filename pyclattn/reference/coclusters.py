@@ -1,0 +1,163 @@
+"""Kernels of co-clustered attention in NumPy.
+
+A sorted row is [key (D), its own logit (1), value (E)], all heads and sequences cluster by cluster. A centroid is
+[mean query times scale times log2 e (D), 1], so that its product with a row is a logit in base 2.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from pyclattn.arrays import Float32, Int64
+from pyclattn.reference._tasks import drawn
+
+LOG2E = float(np.log2(np.e))
+NEVER = float(np.finfo(np.float32).max)
+
+
+def covariances(samples: Float32, tasks: Int64, out: Float32, counter: Int64) -> None:
+    """out[p] = samples[p]^T samples[p]. A task is [p]."""
+    for (p,) in drawn(tasks, counter):
+        x = samples[p].astype(np.float64)
+        out[p] = x.T @ x
+
+
+def sort_rows(
+    key: Float32, value: Float32, bias: Float32 | None, batches: Int64, order: Int64, member_offsets: Int64,
+    tasks: Int64, chunk: int, rows: Float32, means: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """Rows of keys and values cluster by cluster, and the mean row of each cluster; an empty one's stays as it is.
+
+    A task is [head, first cluster]. ``bias`` (B, H, S), if given, is each key's own logit, in base e.
+    """
+    depth = key.shape[3]
+    for head, first in drawn(tasks, counter):
+        for c in range(first, min(first + chunk, len(batches))):
+            places = slice(member_offsets[head, c], member_offsets[head, c + 1])
+            members, batch = order[head, places], int(batches[c])
+            if len(members) == 0:
+                continue
+            rows[head, places, :depth] = key[batch, head, members]
+            rows[head, places, depth] = 0 if bias is None else bias[batch, head, members].astype(np.float64) * LOG2E
+            rows[head, places, depth + 1 :] = value[batch, head, members]
+            means[head, c] = rows[head, places].astype(np.float64).mean(axis=0)
+
+
+def moments(
+    rows: Float32, member_offsets: Int64, means: Float32, sequences: Int64, axes: Float32, tasks: Int64, chunk: int,
+    slopes: Float32, squares: Float32, radii: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """How the values of each key cluster change along the axes (n_sequences, heads, rank, D).
+
+    ``slopes`` (H, clusters, rank x E): covariance of the keys' products with the axes, and the values; ``squares``
+    (H, clusters, rank): sums of those products' squares, from the mean; ``radii`` (H, T, 2): each row's square
+    distance to the mean, of the key on the axes and of the value. A task is [head, first cluster].
+    """
+    depth = axes.shape[3]
+    for head, first in drawn(tasks, counter):
+        for c in range(first, min(first + chunk, len(sequences))):
+            places = slice(member_offsets[head, c], member_offsets[head, c + 1])
+            off = rows[head, places].astype(np.float64) - means[head, c]
+            on_axes, values = off[:, :depth] @ axes[sequences[c], head].astype(np.float64).T, off[:, depth + 1 :]
+            slopes[head, c] = (on_axes.T @ values).ravel() / max(len(off), 1)
+            squares[head, c] = np.square(on_axes).sum(axis=0)
+            radii[head, places, 0] = np.square(on_axes).sum(axis=-1)
+            radii[head, places, 1] = np.square(values).sum(axis=-1)
+
+
+def weigh(
+    centroids: Float32, cluster_offsets: Int64, rows: Float32, spans: Int64, tasks: Int64, chunk: int,
+    logs: Float32, sample: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """log2 of the sum of 2^logit over all keys for each centroid, and its logits of an even sample of the sorted keys.
+
+    A task is [sequence, head, first cluster].
+    """
+    depth, n_samples = centroids.shape[2], sample.shape[2]
+    for sequence, head, first in drawn(tasks, counter):
+        _, start, stop = spans[sequence].tolist()
+        clusters = slice(first, min(first + chunk, int(cluster_offsets[sequence + 1])))
+        keys = rows[head, start:stop, :depth].astype(np.float64)
+        logits = centroids[head, clusters].astype(np.float64) @ keys.T
+        peak = logits.max(axis=-1)
+        logs[head, clusters] = np.log2(np.exp2(logits - peak[:, None]).sum(axis=-1)) + peak
+        sample[head, clusters] = logits[:, sample_places(stop - start, n_samples)]
+
+
+def sample_places(n: int, n_samples: int) -> Int64:
+    """Evenly spread places among ``n``."""
+    return np.arange(n_samples) * n // n_samples
+
+
+def thresholds(
+    sample: Float32, logs: Float32, spreads: Float32, key_scores: Float32, cluster_offsets: Int64,
+    member_offsets: Int64, spans: Int64, share: Float32, tasks: Int64, limits: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """Each cluster's limit: a row is taken where its logit + key score is above.
+
+    One threshold a sequence and head on logit + key score - logs + spreads, the log of the error that a key makes in
+    the tail: the least that at most ``share`` of the sampled keys are above, a cluster counting as often as it has
+    members. A cluster without members takes nothing. A task is [sequence, head].
+    """
+    for sequence, head in drawn(tasks, counter):
+        _, start, stop = spans[sequence].tolist()
+        clusters = slice(int(cluster_offsets[sequence]), int(cluster_offsets[sequence + 1]))
+        sizes = np.diff(member_offsets[head, clusters.start : clusters.stop + 1])
+        own = key_scores[head, start + sample_places(stop - start, sample.shape[2])]
+        offset = spreads[head, clusters] - logs[head, clusters]
+        errors = (sample[head, clusters] + own) + offset[:, None]
+        ranked = np.argsort(-errors, axis=None, kind="stable")
+        above = np.cumsum(np.repeat(sizes, errors.shape[1])[ranked])
+        first_too_many = int(np.searchsorted(above, int(float(share[sequence]) * above[-1]), side="right"))
+        threshold = errors.ravel()[ranked[first_too_many]] if first_too_many < len(ranked) else np.float32(-NEVER)
+        limits[head, clusters] = np.where(sizes > 0, threshold - offset, np.float32(NEVER))
+
+
+def attend(
+    query: Float32, query_spans: Int64, order: Int64, member_offsets: Int64, centroids: Float32,
+    cluster_offsets: Int64, logs: Float32, limits: Float32, rows: Float32, key_scores: Float32, key_bounds: Int64,
+    key_cluster_offsets: Int64, slopes: Float32, axes: Float32, spreads: Float32, factor: float, tasks: Int64,
+    chunk: int, out: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """Each query sees the rows its cluster takes, and of every cluster of keys the rest as one mean row with a slope.
+
+    A task is [sequence, head, first query cluster]. ``logs`` and ``limits`` as `weigh` and `thresholds` left them,
+    ``slopes`` as `moments`, ``spreads`` (n_sequences, heads, rank): mean square of the keys on each axis, within
+    clusters; ``factor`` is scale times log2 e.
+    """
+    for sequence, head, first in drawn(tasks, counter):
+        batch = int(query_spans[sequence, 0])
+        for c in range(first, min(first + chunk, int(cluster_offsets[sequence + 1]))):
+            members = order[head, member_offsets[head, c] : member_offsets[head, c + 1]]
+            if len(members) == 0:
+                continue
+            own = slice(int(key_cluster_offsets[sequence]), int(key_cluster_offsets[sequence + 1]))
+            bounds = key_bounds[head, own.start : own.stop + 1]
+            out[batch, head, members] = _attend_cluster(
+                query[batch, head, members].astype(np.float64) * factor, centroids[head, c].astype(np.float64),
+                float(logs[head, c]), limits[head, c], rows[head, bounds[0] : bounds[-1]],
+                key_scores[head, bounds[0] : bounds[-1]], bounds - bounds[0], slopes[head, own],
+                axes[sequence, head].astype(np.float64), spreads[sequence, head],
+            )  # fmt: skip
+
+
+def _attend_cluster(query, centroid, log, limit, rows, key_scores, bounds, slopes, axes, spreads):
+    """Members (n, D) of one cluster."""
+    depth, width = len(centroid), rows.shape[1] - len(centroid)
+    logits = rows[:, :depth].astype(np.float64) @ centroid
+    taken = logits.astype(np.float32) + key_scores > limit
+    weights = np.where(taken, 0.0, np.exp2(np.minimum(logits - log, 0.0)))
+    masses = np.array([weights[a:b].sum() for a, b in pairwise(bounds)])
+    left = np.flatnonzero(masses > 0)
+    tail = np.stack([weights[bounds[j] : bounds[j + 1]] @ rows[bounds[j] : bounds[j + 1]] / masses[j] for j in left]
+                    or [np.zeros(rows.shape[1])])[: len(left)]  # fmt: skip
+    # the mean row's own logit: at the centroid its score is the log of the mass it stands for
+    tail[:, depth - 1] = np.log2(masses[left]) + log - tail[:, : depth - 1] @ centroid[:-1]
+    seen = np.concatenate([tail, rows[taken].astype(np.float64)])
+    scores = np.concatenate([query, np.ones((len(query), 1))], axis=1) @ seen[:, :depth].T
+    p = np.exp2(scores - scores.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    off = (query - centroid[:-1]) @ axes.T / LOG2E
+    share = p[:, : len(left)].sum(axis=-1) / (1 + np.square(off) @ spreads.astype(np.float64))
+    slope = (masses @ slopes.astype(np.float64) / max(masses.sum(), 1e-300)).reshape(-1, width)
+    return p @ seen[:, depth:] + share[:, None] * (off @ slope)

@@ -1,0 +1,215 @@
+"""Kernels of co-clustered attention against the reference room (see `test_kernels`)."""
+
+import compare
+import inputs
+import numpy as np
+import pytest
+from kernel_calls import blocks_of, both, kernel, tasks_of
+
+from pyclattn.reference.coclusters import NEVER, sample_places
+
+N_HEADS, N_QUERY_CLUSTERS, N_KEY_CLUSTERS = 3, (61, 7), (9, 4)
+LENGTHS, KEY_LENGTHS = (400, 150), (330, 170)
+
+
+def sorted_side(lengths, n_clusters, seed, empty=1):
+    """Spans, order and member offsets of two packed sequences; each has a cluster without members."""
+    rng = np.random.default_rng(seed)
+    cluster_offsets = np.concatenate([[0], np.cumsum(n_clusters)]).astype(np.int64)
+    stops = np.cumsum(lengths)
+    spans = np.array([[0, stop - n, stop] for n, stop in zip(lengths, stops)], np.int64)
+    order = np.empty((N_HEADS, stops[-1]), np.int64)
+    bounds = np.zeros((N_HEADS, cluster_offsets[-1] + 1), np.int64)
+    for head in range(N_HEADS):
+        for s, (_, start, stop) in enumerate(spans.tolist()):
+            labels = rng.integers(0, n_clusters[s], stop - start)
+            labels[labels == empty] = 0
+            order[head, start:stop] = start + np.argsort(labels, kind="stable")
+            counts = np.bincount(labels, minlength=n_clusters[s])
+            bounds[head, cluster_offsets[s] : cluster_offsets[s + 1] + 1] = start + np.concatenate(
+                [[0], counts.cumsum()]
+            )
+    return spans, cluster_offsets, np.repeat(np.arange(2), n_clusters), order, bounds
+
+
+def rows_case(dim, width, rank, seed):
+    """Sorted rows, their clusters, and axes for two sequences."""
+    rng = np.random.default_rng(seed)
+    spans, offsets, sequences, order, bounds = sorted_side(KEY_LENGTHS, N_KEY_CLUSTERS, seed)
+    _, key, value = inputs.tensors("blobs", heads=N_HEADS, n=sum(KEY_LENGTHS), dim=dim, width=width, seed=seed)
+    rows = np.concatenate([key, rng.standard_normal((*key.shape[:3], 1)), value], axis=-1)[0]
+    rows = np.stack([rows[h, order[h]] for h in range(N_HEADS)]).astype(np.float32)
+    axes = rng.standard_normal((2, N_HEADS, rank, dim)).astype(np.float32) / np.float32(dim**0.5)
+    return rows, spans, offsets, sequences, bounds, axes
+
+
+def means_of(rows, bounds):
+    means = np.zeros((rows.shape[0], bounds.shape[1] - 1, rows.shape[2]), np.float32)
+    for head in range(len(rows)):
+        for c, (a, b) in enumerate(zip(bounds[head, :-1], bounds[head, 1:])):
+            if b > a:
+                means[head, c] = rows[head, a:b].mean(axis=0)
+    return means
+
+
+@kernel("coclusters.covariances")
+@pytest.mark.parametrize(("n", "dim"), [(1, 1), (7, 3), (300, 16), (129, 64), (200, 65)])
+def test_covariances(name, fast, n, dim):
+    samples = np.random.default_rng(n).standard_normal((4, n, dim), dtype=np.float32)
+
+    def make(new):
+        out = new((4, dim, dim), np.float32, np.nan)
+        return (samples, np.array([[0], [3], [1]]), out), out
+
+    want, got = both(name, fast, make)
+    assert np.isnan(got[2]).all()
+    compare.assert_close(got, want, 1e-6)
+
+
+@kernel("coclusters.sort_rows")
+@pytest.mark.parametrize(("dim", "width", "with_bias"), [(1, 1, False), (16, 16, True), (36, 5, False), (64, 70, True)])
+def test_sort_rows(name, fast, dim, width, with_bias):
+    """Keys and values as strided views; an empty cluster keeps what stands there."""
+    _, _, sequences, order, bounds = sorted_side(KEY_LENGTHS, N_KEY_CLUSTERS, 1)
+    fused = np.random.default_rng(dim).standard_normal((1, sum(KEY_LENGTHS), N_HEADS, dim + width), dtype=np.float32)
+    key, value = fused.swapaxes(1, 2)[..., :dim], fused.swapaxes(1, 2)[..., dim:]
+    bias = None
+    if with_bias:
+        bias = np.random.default_rng(1).standard_normal((1, 1, key.shape[2]), dtype=np.float32)
+        bias = np.broadcast_to(bias, (1, N_HEADS, key.shape[2]))
+    n_clusters = len(sequences)
+
+    def make(new):
+        outputs = (
+            new((N_HEADS, key.shape[2], dim + 1 + width), np.float32, np.nan),
+            new((N_HEADS, n_clusters, dim + 1 + width), np.float32, -7.0),
+        )
+        arguments = (key, value, bias, np.zeros(n_clusters, np.int64), order, bounds)
+        return (*arguments, blocks_of(n_clusters, N_HEADS, 4), 4, *outputs), outputs
+
+    (want, want_means), (got, got_means) = both(name, fast, make)
+    assert (want_means == -7).any()
+    compare.assert_close(got, want, 1e-7)
+    compare.assert_close(got_means, want_means, 1e-6)
+
+
+@kernel("coclusters.moments")
+@pytest.mark.parametrize(("dim", "width", "rank"), [(1, 1, 1), (16, 16, 16), (36, 5, 7), (64, 70, 16), (80, 64, 60)])
+def test_moments(name, fast, dim, width, rank):
+    rows, _, _, sequences, bounds, axes = rows_case(dim, width, rank, seed=dim)
+    means, n_clusters = means_of(rows, bounds), len(sequences)
+
+    def make(new):
+        outputs = (
+            new((N_HEADS, n_clusters, rank * width), np.float32, np.nan),
+            new((N_HEADS, n_clusters, rank), np.float32, np.nan),
+            new((N_HEADS, rows.shape[1], 2), np.float32, np.nan),
+        )
+        tasks = blocks_of(n_clusters, N_HEADS, 4)
+        return (rows, bounds, means, sequences, axes, tasks, 4, *outputs), outputs
+
+    want, got = both(name, fast, make)
+    for found, expected in zip(got, want):
+        compare.assert_close(found, expected, 5e-6)
+
+
+def centroid_case(dim, seed):
+    """Centroids [mean query, 1] in logits of base 2, for two sequences, and how queries belong to them."""
+    spans, offsets, _, order, bounds = sorted_side(LENGTHS, N_QUERY_CLUSTERS, seed + 1)
+    query, _, _ = inputs.tensors("blobs", heads=N_HEADS, n=sum(LENGTHS), dim=dim, seed=seed)
+    sorted_queries = np.stack([query[0, h, order[h]] for h in range(N_HEADS)])
+    means = means_of(sorted_queries, bounds) * np.float32(dim**-0.5 * np.log2(np.e))
+    centroids = np.concatenate([means, np.ones_like(means[..., :1])], axis=-1)
+    return query, spans, offsets, order, bounds, np.ascontiguousarray(centroids)
+
+
+@kernel("coclusters.weigh")
+@pytest.mark.parametrize(("dim", "n_samples"), [(1, 3), (16, 64), (36, 200), (64, 64)])
+def test_weigh(name, fast, dim, n_samples):
+    rows, spans, _, _, _, _ = rows_case(dim, 5, 1, seed=dim)
+    _, _, offsets, _, _, centroids = centroid_case(dim, seed=dim)
+    tasks = tasks_of(N_QUERY_CLUSTERS, N_HEADS, 24)
+    tasks[:, 2] += offsets[tasks[:, 0]]
+
+    def make(new):
+        outputs = (
+            new(centroids.shape[:2], np.float32, np.nan),
+            new((*centroids.shape[:2], n_samples), np.float32, np.nan),
+        )
+        return (centroids, offsets, rows, spans, tasks, 24, *outputs), outputs
+
+    (want, want_sample), (got, got_sample) = both(name, fast, make)
+    compare.assert_close(got, want, 1e-6)
+    compare.assert_close(got_sample, want_sample, 1e-6)
+
+
+@kernel("coclusters.thresholds")
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 0.3, 1.0])
+def test_thresholds(name, fast, share):
+    """Ties are many: the numbers are few."""
+    rng = np.random.default_rng(5)
+    spans, _, _, _, _ = sorted_side(KEY_LENGTHS, N_KEY_CLUSTERS, 3)
+    _, offsets, _, _, bounds = sorted_side(LENGTHS, N_QUERY_CLUSTERS, 4)
+    shape = (N_HEADS, int(offsets[-1]))
+    sample = rng.integers(-4, 4, (*shape, 40)).astype(np.float32)
+    logs, spreads = rng.integers(-2, 2, (2, *shape)).astype(np.float32)
+    key_scores = rng.integers(-2, 2, (N_HEADS, sum(KEY_LENGTHS))).astype(np.float32)
+    shares = np.array([share, share / 2], np.float32)
+    tasks = np.array([[s, h] for s in range(2) for h in range(N_HEADS)], np.int64)
+
+    def make(new):
+        limits = new(shape, np.float32, np.nan)
+        return (sample, logs, spreads, key_scores, offsets, bounds, spans, shares, tasks, limits), limits
+
+    want, got = both(name, fast, make)
+    compare.assert_same_bits(got, want)
+    for s, h in tasks.tolist():  # at most that many pairs are above, and one step lower more
+        start, stop = spans[s, 1:].tolist()
+        own = slice(int(offsets[s]), int(offsets[s + 1]))
+        sizes = np.diff(bounds[h, own.start : own.stop + 1])
+        errors = sample[h, own] + key_scores[h, start + sample_places(stop - start, 40)]
+        most = int(float(shares[s]) * sizes.sum() * 40)
+        limit = got[h, own][:, None]
+        assert (got[h, own][sizes == 0] == np.float32(NEVER)).all()
+        assert ((errors > limit).sum(axis=1) * sizes).sum() <= most
+        if most < sizes.sum() * 40:
+            assert ((errors >= limit).sum(axis=1) * sizes).sum() > most
+
+
+@kernel("coclusters.attend")
+@pytest.mark.parametrize(("dim", "width", "rank"), [(1, 1, 1), (16, 16, 16), (36, 5, 7), (64, 70, 16), (80, 64, 60)])
+@pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
+def test_attend(name, fast, taken, dim, width, rank):
+    """Limits are set by hand, in the widest gap near the one wanted, so that no key is on the border."""
+    rows, spans, key_offsets, sequences, key_bounds, axes = rows_case(dim, width, rank, seed=dim)
+    query, query_spans, offsets, order, bounds, centroids = centroid_case(dim, seed=dim)
+    rng = np.random.default_rng(dim)
+    key_scores = rng.standard_normal(rows.shape[:2]).astype(np.float32)
+    slopes = 0.3 * rng.standard_normal((N_HEADS, len(sequences), rank * width)).astype(np.float32)
+    squares = rng.random((2, N_HEADS, rank)).astype(np.float32)
+    logs, limits = np.empty((2, *centroids.shape[:2]), np.float32)
+    for s, (_, start, stop) in enumerate(spans.tolist()):
+        for head in range(N_HEADS):
+            for c in range(offsets[s], offsets[s + 1]):
+                logits = rows[head, start:stop, : dim + 1].astype(np.float64) @ centroids[head, c]
+                logs[head, c] = np.log2(np.exp2(logits - logits.max()).sum()) + logits.max()
+                errors = np.sort(logits + key_scores[head, start:stop])
+                near = {"few": range(-30, -5), "many": range(-150, -60), "none": [-1], "all": [0]}[taken]
+                gaps = [errors[i] - errors[i - 1] if taken in ("few", "many") else 0.0 for i in near]
+                best = near[int(np.argmax(gaps))]
+                limits[head, c] = {"none": errors[-1] + 1, "all": errors[0] - 1}.get(
+                    taken, (errors[best] + errors[best - 1]) / 2
+                )
+    tasks = tasks_of(N_QUERY_CLUSTERS, N_HEADS, 32)
+    tasks[:, 2] += offsets[tasks[:, 0]]
+    tasks = tasks[::2].copy()  # the others' rows stay as they are
+
+    def make(new):
+        out = new((1, N_HEADS, sum(LENGTHS), width), np.float32, np.nan)
+        arguments = (query, query_spans, order, bounds, centroids, offsets, logs, limits, rows, key_scores, key_bounds)
+        factor = dim**-0.5 * np.log2(np.e)
+        return (*arguments, key_offsets, slopes, axes, squares, factor, tasks, 32, out), out
+
+    want, got = both(name, fast, make)
+    assert np.isnan(got).any()
+    compare.assert_close(got, want, 1e-5)
