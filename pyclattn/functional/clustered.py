@@ -10,6 +10,7 @@ from pyclattn.arrays import Float32, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, Recipe, group, means
+from pyclattn.functional._memory import grouping_bytes, library_bytes
 from pyclattn.functional.clustering import recipe
 
 # Clusters of one task: 192 is four 48-lane panels that share each block of keys.
@@ -237,7 +238,7 @@ def _at_centroids(
     longest, width = int(keys.lengths.max()), v.shape[3]
     blocks = _ragged.per_chunk(np.diff(grouping.cluster_offsets), n_heads, PANELS)
     blocks[:, 2] += grouping.cluster_offsets[blocks[:, 0]]
-    n_parts = max(1, min(MOST_TASKS // max(1, len(blocks)), longest // LEAST_SPLIT))
+    n_parts = _n_parts(len(blocks), longest)
     split = -(-longest // n_parts)
     tasks = np.concatenate(
         [np.repeat(blocks, n_parts, axis=0), np.tile(np.arange(n_parts), len(blocks))[:, None]], axis=1
@@ -263,3 +264,26 @@ def _at_centroids(
         _ragged.per_block(n_clusters, n_heads, CLUSTER_CHUNK), CLUSTER_CHUNK, values, selected, weights,
     )  # fmt: skip
     return selected, weights, values
+
+
+def _n_parts(n_blocks: int, n_keys: int) -> int:
+    """Parts that the keys are cut into."""
+    return max(1, min(MOST_TASKS // max(1, n_blocks), n_keys // LEAST_SPLIT))
+
+
+def working_bytes(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *, n_threads: int, n_clusters: int,
+    topk: int = 0, clustering: str = "lsh", n_iterations: int = 10, **_: Given,
+) -> int:  # fmt: skip
+    """What a call holds at most beside inputs and output, compiler included, for arrays of these shapes.
+
+    ``topk`` is 0 for `clustered_attention`; the rest is as of the functions, a padded batch without padding.
+    """
+    (batch, n_heads, length, depth), n_keys, width = query, key[2], value[3]
+    topk, n_own = min(topk, n_keys), min(n_clusters, length)
+    n_sequences = min(batch, -(-ROUND // max(1, length)))  # of one round
+    kept, grouping = grouping_bytes(n_sequences, n_heads, length, depth, n_own, clustering, n_iterations, n_threads)
+    n_parts = _n_parts(n_sequences * n_heads * -(-n_own // PANELS), n_keys)
+    partial, whole = 4 * (2 + width + 3 * topk), 4 * (width + 3 * topk)  # of a cluster: float32, keys as int64
+    attending = n_sequences * n_heads * n_own * (4 * depth + n_parts * partial + whole)
+    return kept + max(grouping, attending) + library_bytes("attention.merge_partials", "clustering.sort_by_label")

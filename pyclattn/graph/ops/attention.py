@@ -6,9 +6,12 @@ view; the functions take any strides and write in the memory order of the query.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pyclattn.errors import ModelFormatError, ShapeError
+from pyclattn.functional import clustered
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 from pyclattn.graph import blocks
@@ -19,6 +22,12 @@ METHODS = {
     "exact": scaled_dot_product_attention,
     "clustered": clustered_attention,
     "improved-clustered": improved_clustered_attention,
+}
+# What a method takes beside inputs and output: of the shapes of query, key and value, n_threads=, **parameters.
+WORKING_BYTES: dict[str, Callable[..., int]] = {
+    "exact": lambda *shapes, **_: 1 << 20,  # tiles
+    "clustered": clustered.working_bytes,
+    "improved-clustered": clustered.working_bytes,
 }
 # (B, H, L, D) as a view of each layout
 _VIEWS = {"bhld": (0, 1, 2, 3), "blhd": (0, 2, 1, 3), "bhdl": (0, 1, 3, 2)}
@@ -80,15 +89,8 @@ def _attention(node: Node) -> Kernel:
 
     extra = sum(a.size * 4 for a, c in zip((q, k, v), copied) if c)
     size = 0 if is_direct else b * h * length * width * 4
-    return Kernel([Spec(shape, q.dtype)], bind, transient=size + extra + _working(method, parameters, b * h, length, d))
-
-
-def _working(method: str, parameters: dict, n: int, length: int, d: int) -> int:
-    """About what a method allocates besides its output."""
-    if method == "exact":
-        return 1 << 20
-    per_query = 8 * 4 + 4 * d  # codes, labels, order
-    return n * length * per_query + n * parameters.get("n_clusters", 100) * (d + parameters.get("topk", 0)) * 8
+    working = WORKING_BYTES[method](q.shape, k.shape, v.shape, n_threads=node.settings.n_threads, **parameters)
+    return Kernel([Spec(shape, q.dtype)], bind, transient=size + extra + working)
 
 
 def split_heads(x: Spec, heads: int | None) -> tuple[int, ...]:

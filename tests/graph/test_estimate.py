@@ -1,0 +1,101 @@
+"""`Model.estimate` beside what a fresh process takes: from before loading to the highest mark of its first run."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import pyclattn
+from pyclattn.functional._memory import library_bytes
+from pyclattn.functional.clustered import working_bytes
+from pyclattn.graph.program import Op, Program, Value
+from pyclattn.model import Model
+
+HEADS, DEPTH, LENGTH = 8, 64, 12_288
+WIDTH = HEADS * DEPTH
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import pyclattn, pyclattn.model
+
+def status(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+path, attention, length, width = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+model = pyclattn.load(path, attention=attention, n_threads=2)
+x = np.random.default_rng(0).standard_normal((length, width), dtype=np.float32)
+result = model(x=x)
+print(json.dumps([status("VmHWM") - before, model.estimate(x=x.shape)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """One layer: projections, attention, projection, residual."""
+    rng = np.random.default_rng(1)
+    constants = {n: (rng.standard_normal((WIDTH, WIDTH)) * 0.05).astype(np.float32) for n in ("wq", "wk", "wv", "wo")}
+    constants["split"], constants["join"] = np.array([1, -1, HEADS, DEPTH]), np.array([-1, WIDTH])
+    ops = []
+    for n in "qkv":
+        ops += [Op("pyclattn:Linear", ("x", f"w{n}"), (n,)), Op("Reshape", (n, "split"), (f"{n}h",))]
+    ops += [
+        Op("pyclattn:Attention", ("qh", "kh", "vh"), ("a",), {"layout": "blhd"}, "attention"),
+        Op("Reshape", ("a", "join"), ("joined",)),
+        Op("pyclattn:Linear", ("joined", "wo"), ("p",)),
+        Op("Add", ("p", "x"), ("y",)),
+    ]
+    shape = ("n", WIDTH)
+    program = Program([Value("x", "float32", shape)], [Value("y", "float32", shape)], ops, constants)
+    path = tmp_path_factory.mktemp("estimate") / "layer.safetensors"
+    Model(program).save(path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Kernels in Numba's cache: the estimate does not count what compiling them takes."""
+    rows = np.ones((1, 1, 64, 8), np.float32)
+    pyclattn.improved_clustered_attention(rows, rows, rows, n_clusters=4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is read and reset through /proc")
+@pytest.mark.parametrize("attention", ["exact", "clustered", "improved-clustered"])
+def test_estimate_is_the_measured_peak(path, attention):
+    command = [sys.executable, "-c", PROGRAM, str(path), json.dumps(attention), str(LENGTH), str(WIDTH)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured, estimate = json.loads(run.stdout)
+    assert 0.85 <= estimate / measured <= 1.15, f"estimate {estimate / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB"
+
+
+SHAPES = {
+    "improved": ((1, 6, 5330, 64), {"n_clusters": 100, "topk": 32}),
+    "clustered": ((2, 2, 20_000, 16), {"n_clusters": 100}),
+    "keys in parts": ((1, 1, 30_000, 16), {"n_clusters": 300, "topk": 64}),
+    "kmeans": ((1, 4, 8192, 32), {"n_clusters": 50, "topk": 8, "clustering": "kmeans", "n_iterations": 2}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_working_bytes_are_those_allocated(name):
+    shape, parameters = SHAPES[name]
+    query = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    out = np.empty_like(query)
+    function = pyclattn.improved_clustered_attention if "topk" in parameters else pyclattn.clustered_attention
+    tracemalloc.start()
+    try:
+        function(query, query, query, **parameters, n_threads=2, out=out)
+        allocated = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    libraries = library_bytes("attention.merge_partials")
+    told = working_bytes(shape, shape, shape, n_threads=2, **parameters) - libraries
+    assert libraries > 0
+    assert 0.85 <= told / allocated <= 1.15, f"told {told / 1e6:.2f} MB, allocated {allocated / 1e6:.2f} MB"
