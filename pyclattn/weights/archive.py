@@ -1,8 +1,8 @@
-"""The members of a zip archive that were stored, not compressed: where each lies in the file.
+"""The members of a zip archive: where each lies in the file.
 
-Only what PyTorch's writer makes is read, ZIP64 included: one disk, no encryption, no compression. Every position is
-checked against the file, each member's own header against the directory, and no two members may overlap. Nothing is
-ever unpacked, so names are keys here and never paths.
+Only what PyTorch's writer makes is read, ZIP64 included: one disk, no encryption. Compressed members are found but
+not read (TorchScript has its code so). Every position is checked against the file, each member's own header against the
+directory, and no two members may overlap. Nothing is ever unpacked, so names are keys here and never paths.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pyclattn.errors import ModelFormatError
 from pyclattn.weights.source import Source
+from pyclattn.weights.strict_json import short
 
 MAX_MEMBERS = 1_000_000
 END = struct.Struct("<4s4H2IH")  # end of central directory
@@ -24,10 +25,11 @@ FULL32, FULL16 = 0xFFFFFFFF, 0xFFFF  # "see the ZIP64 field"
 
 
 class Member(NamedTuple):
-    """Where a member's bytes lie."""
+    """Where a member's bytes lie, as they are in the file."""
 
     start: int
     size: int
+    is_stored: bool
 
 
 def members(source: Source) -> dict[str, Member]:
@@ -48,14 +50,14 @@ def members(source: Source) -> dict[str, Member]:
     spans: list[tuple[int, int, str]] = []
     position, end = begin, begin + size
     for _ in range(count):
-        name, length, offset, position = _entry(source, position, end)
+        name, length, offset, method, position = _entry(source, position, end)
         where = f"{source.name}: member {name!r}"
         if name in found:
             raise ModelFormatError(f"{where}: in the directory twice")
-        start = _data_start(source, name, offset, where)
+        start = _data_start(source, name, offset, method, where)
         if start + length > begin:
             raise ModelFormatError(f"{where}: ends at byte {start + length}, its directory begins at {begin}")
-        found[name] = Member(start, length)
+        found[name] = Member(start, length, method == 0)
         spans.append((offset, start + length, name))
     spans.sort()
     for (_, stop, name), (start, _, other) in pairwise(spans):
@@ -92,8 +94,8 @@ def _directory(source: Source) -> tuple[int, int, int]:
     return begin, size, count
 
 
-def _entry(source: Source, position: int, end: int) -> tuple[str, int, int, int]:
-    """Name, size and offset of a member, and where the next entry begins."""
+def _entry(source: Source, position: int, end: int) -> tuple[str, int, int, int, int]:
+    """Name, size, offset and method of a member, and where the next entry begins."""
     if position + ENTRY.size > end:
         raise ModelFormatError(f"{source.name}: the zip's directory ends in the middle of an entry: truncated")
     (
@@ -109,11 +111,19 @@ def _entry(source: Source, position: int, end: int) -> tuple[str, int, int, int]
     packed, size, offset = _wide(extra, packed, size, offset, where)
     if flags & 1:
         raise ModelFormatError(f"{where}: encrypted")
-    if method or packed != size:
-        raise ModelFormatError(
-            f"{where}: compressed (method {method}, {packed} bytes for {size}); PyTorch stores members as they are"
-        )
-    return name, size, offset, stop
+    if not method and packed != size:
+        raise ModelFormatError(f"{where}: {packed} bytes are stored for {size}: altered")
+    return name, packed, offset, method, stop
+
+
+def stored(found: dict[str, Member], name: str, source: Source) -> Member:
+    """The place of a member that may be read as it is."""
+    place = found.get(name)
+    if place is None:
+        raise ModelFormatError(f"{source.name}: member {short(name)}: not in the file")
+    if not place.is_stored:
+        raise ModelFormatError(f"{source.name}: member {name!r}: compressed; PyTorch stores members as they are")
+    return place
 
 
 def _wide(extra: bytes, packed: int, size: int, offset: int, where: str) -> tuple[int, int, int]:
@@ -134,13 +144,13 @@ def _wide(extra: bytes, packed: int, size: int, offset: int, where: str) -> tupl
     raise ModelFormatError(f"{where}: its ZIP64 field is missing or too short: altered")
 
 
-def _data_start(source: Source, name: str, offset: int, where: str) -> int:
+def _data_start(source: Source, name: str, offset: int, method: int, where: str) -> int:
     """Behind the member's own header, which must be that of this member."""
     if offset + LOCAL.size > source.size:
         raise ModelFormatError(f"{where}: begins at byte {offset}, the file has {source.size}: truncated or altered")
-    mark, _, flags, method, _, _, _, _, _, n_name, n_extra = LOCAL.unpack_from(source.view, offset)
+    mark, _, flags, own_method, _, _, _, _, _, n_name, n_extra = LOCAL.unpack_from(source.view, offset)
     place = offset + LOCAL.size
     own = bytes(source.view[place : place + n_name]).decode("utf-8", "backslashreplace")
-    if mark != b"PK\x03\x04" or own != name or method or flags & 1:
+    if mark != b"PK\x03\x04" or own != name or own_method != method or flags & 1:
         raise ModelFormatError(f"{where}: its header names it {own!r:.80}: not what the directory says, altered")
     return place + n_name + n_extra

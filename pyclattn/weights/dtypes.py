@@ -67,25 +67,40 @@ def kept(bits: np.ndarray, name: str) -> np.ndarray:
         raise ArgumentError(f"widen=False keeps {name} with the package ml_dtypes: {error}") from error
 
 
+# The NaN of each type as PyTorch widens it, without its sign.
+NANS = {
+    "float8_e4m3fn": 0x7FF00000,
+    "float8_e4m3fnuz": 0x7F800001,
+    "float8_e5m2": 0x7FC00000,
+    "float8_e5m2fnuz": 0x7F800001,
+    "float8_e8m0fnu": 0x7F800001,
+}
+
+
 @functools.cache
 def _values(name: str) -> np.ndarray:
     """What each of the 256 bit patterns of an 8-bit float means."""
-    code = np.arange(256)
-    if name == "float8_e8m0fnu":  # a power of two, and nothing else
-        values = np.ldexp(1.0, code - 127)
-        values[255] = np.nan
-        return values.astype(np.float32)
+    code = np.arange(256, dtype=np.uint32)
     n_mantissa, bias = {
-        "float8_e4m3fn": (3, 7), "float8_e4m3fnuz": (3, 8), "float8_e5m2": (2, 15), "float8_e5m2fnuz": (2, 16)
+        "float8_e4m3fn": (3, 7), "float8_e4m3fnuz": (3, 8), "float8_e5m2": (2, 15), "float8_e5m2fnuz": (2, 16),
+        "float8_e8m0fnu": (0, 127),
     }[name]  # fmt: skip
-    exponent = (code & 0x7F) >> n_mantissa
-    fraction = (code & ((1 << n_mantissa) - 1)) / (1 << n_mantissa)
-    subnormal = exponent == 0
-    magnitude = np.ldexp(np.where(subnormal, fraction, 1 + fraction), np.where(subnormal, 1, exponent) - bias)
-    if name == "float8_e5m2":  # as IEEE 754 has it; the others have no infinity and one NaN, or one of each sign
-        magnitude[exponent == 31] = np.where(fraction[exponent == 31] == 0, np.inf, np.nan)
-    if name == "float8_e4m3fn":
-        magnitude[code & 0x7F == 0x7F] = np.nan
-    if name.endswith("uz"):
-        magnitude[0x80] = np.nan
-    return np.where(code & 0x80, -magnitude, magnitude).astype(np.float32)
+    if n_mantissa == 0:  # a power of two, and nothing else
+        values, nan, sign = np.ldexp(1.0, code.astype(int) - bias), code == 255, np.zeros(256, np.uint32)
+    else:
+        exponent, mantissa = ((code & 0x7F) >> n_mantissa).astype(int), code & ((1 << n_mantissa) - 1)
+        fraction = mantissa.astype(np.float32) / (1 << n_mantissa)
+        values = np.ldexp(np.where(exponent, 1 + fraction, fraction), np.maximum(exponent, 1) - bias)
+        sign = (code >> 7 << 31).astype(np.uint32)
+        if name == "float8_e5m2":  # as IEEE 754 has it; the others have no infinity
+            values[exponent == 31] = np.inf
+            nan = (exponent == 31) & (mantissa > 0)
+        else:
+            nan = code == 0x80 if name.endswith("uz") else code & 0x7F == 0x7F
+            sign[code == 0x80] *= ~nan[0x80]
+    values[nan] = 0
+    bits = values.astype(np.float32).view(np.uint32) | sign.astype(np.uint32)
+    bits[nan] = NANS[name] | sign[nan].astype(np.uint32)
+    if name == "float8_e5m2":  # which keeps the payload
+        bits[nan] |= (code[nan] & 1) << 21
+    return bits.view(np.float32)

@@ -7,8 +7,8 @@ from pyclattn.weights.source import Source
 ZIP, LEGACY, SAFETENSORS = "a file of torch.save (zip)", "a file of torch.save (legacy)", "safetensors"
 UNKNOWN = "of a kind that is not known"
 
-# A legacy file is a row of pickles; the first holds this number alone: PROTO 2, LONG1 of 10 bytes.
-LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# A legacy file is a row of pickles; the first holds this number alone: LONG1 of 10 bytes.
+LEGACY_START = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 STARTS = (
@@ -41,7 +41,7 @@ def kind_of(source: Source) -> str:
         return "empty (0 bytes): truncated"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return ZIP
-    if head.startswith(LEGACY_START):
+    if LEGACY_START in head[:32]:
         return LEGACY
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
         return SAFETENSORS

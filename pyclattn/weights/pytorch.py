@@ -13,7 +13,7 @@ from typing import Any
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.weights import dtypes
 from pyclattn.weights.allowed import ElementType, find
-from pyclattn.weights.archive import Member, members
+from pyclattn.weights.archive import Member, members, stored
 from pyclattn.weights.kinds import LEGACY_MAGIC
 from pyclattn.weights.source import Source
 from pyclattn.weights.tensors import Storage, is_count
@@ -35,16 +35,15 @@ def read_zip(source: Source, objects: str = "refuse") -> Any:
     if len(pickles) != 1:
         raise ModelFormatError(f"{source.name}: {_other_zip(found, len(pickles))}")
     folder = pickles[0][: -len("data.pkl")]
-    byteorder = _byteorder(source, found.get(folder + "byteorder"))
+    record = folder + "byteorder"
+    byteorder = _byteorder(source, stored(found, record, source)) if record in found else "<"
     storages: dict[str, Storage] = {}
 
     def persistent(given: Any) -> Any:
         kind, key, n_bytes = _storage_id(given[:5] if type(given) is tuple else given)
         known = storages.get(key)
         if known is None:
-            place = found.get(f"{folder}data/{key}")
-            if place is None:
-                raise ModelFormatError(f"{source.name}: storage {key!r}: there is no member {folder}data/{key}")
+            place = stored(found, f"{folder}data/{key}", source)
             if place.size != n_bytes:
                 raise ModelFormatError(
                     f"{source.name}: storage {key!r}: {n_bytes} bytes are needed, the member has {place.size}"
@@ -52,7 +51,7 @@ def read_zip(source: Source, objects: str = "refuse") -> Any:
             known = storages[key] = Storage(source, key, kind.dtype, n_bytes, place.start, byteorder)
         return _agreed(known, kind, n_bytes)
 
-    place = found[pickles[0]]
+    place = stored(found, pickles[0], source)
     where = f"{source.name}: member {pickles[0]!r}"
     machine = Machine(
         source.view[: place.start + place.size], place.start, where, _finder(where, objects), persistent,
@@ -177,10 +176,8 @@ def _finder(where: str, objects: str) -> Callable[[str, str], Builder | ElementT
     return look_up
 
 
-def _byteorder(source: Source, place: Member | None) -> str:
+def _byteorder(source: Source, place: Member) -> str:
     """Of the storages: a record of PyTorch 2.1 and later; before, files were little-endian."""
-    if place is None:
-        return "<"
     text = bytes(source.view[place.start : place.start + min(place.size, 16)])
     if text not in (b"little", b"big"):
         raise ModelFormatError(f"{source.name}: byteorder is {text!r}, expected little or big")

@@ -237,6 +237,10 @@ class Machine:
 
     # containers
 
+    def make_list(self) -> None:
+        items = self.marked()  # first: it changes the stack
+        self.stack.append(items)
+
     def make_tuple(self, items: list) -> None:
         self.charge(8 * len(items))
         self.stack.append(tuple(items))
@@ -426,7 +430,7 @@ OPCODES: dict[int, tuple[Callable[[Machine], Any], int]] = {
     ord("}"): (_push(lambda m: {}), CONTAINER),
     ord(")"): (_push(lambda m: ()), STEP),
     0x8F: (_push(lambda m: set()), SET),
-    ord("l"): (lambda m: m.stack.append(m.marked()), CONTAINER),
+    ord("l"): (Machine.make_list, CONTAINER),
     ord("d"): (Machine.make_dict, CONTAINER),
     ord("t"): (lambda m: m.make_tuple(m.marked()), CONTAINER),
     0x85: (lambda m: m.make_tuple([m.stack.pop()]), CONTAINER),
