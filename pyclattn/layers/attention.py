@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from inspect import signature
@@ -13,6 +13,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Given
 from pyclattn.errors import ArgumentError, ShapeError
+from pyclattn.functional._check import packed_offsets
 from pyclattn.graph.ops.attention import METHODS as _METHODS
 from pyclattn.layers import _check
 from pyclattn.layers.basic import Linear
@@ -233,21 +234,25 @@ class MultiHeadAttention:
             query (B, H, L, D), key (B, H', S, D), value (B, H', S, E); packed: without B. Without a key projection
             key is query.
         """
-        is_packed = offsets is not None
-        kind, threads = "MultiHeadAttention", _threads.resolve(n_threads)
+        n_threads, is_packed = _threads.resolve(n_threads), offsets is not None
         q, k, v = self._projections
-        x = _check.tokens(kind, x, (self.qkv or q).n_in, is_packed)
-        source = x if context is None else _check.tokens(kind, context, v.n_in, is_packed, "context")
+        x = _check.tokens("MultiHeadAttention", x, q.n_in, is_packed)
+        source = x
+        if context is not None:
+            source = _check.tokens("MultiHeadAttention", context, v.n_in, is_packed, "context")
+        of_query, of_key = self._angles(x, None if context is None else source, offsets, positions, angles)
         if context is None and self.qkv is not None:
-            fused = self.qkv(x, n_threads=threads)
-            ends = np.cumsum([self.n_heads * self.head_dim, self._n_kv * self.head_dim])
-            query, key, value = np.split(fused, ends, -1)
+            ends = np.cumsum([q.n_out, k.n_out])
+            query, key, value = np.split(self.qkv(x, n_threads=n_threads), ends, -1)
         else:
-            query, value = q(x, n_threads=threads), v(source, n_threads=threads)
-            shared = query if context is None else None
-            key = shared if self.key is None and shared is not None else k(source, n_threads=threads)
-        cut = Heads(*(_cut(a, n) for a, n in ((query, self.n_heads), (key, self._n_kv), (value, self._n_kv))))
-        return self._rotated(cut, key is query, context is not None, offsets, positions, angles, threads)
+            query, value = q(x, n_threads=n_threads), v(source, n_threads=n_threads)
+            key = query if k is q and context is None else k(source, n_threads=n_threads)
+        heads = Heads(_cut(query, self.n_heads), _cut(key, self._n_kv), _cut(value, self._n_kv))
+        if of_query is not None:
+            rotate(_with_batch(heads.query), of_query, n_threads)
+        if of_key is not None and key is not query:
+            rotate(_with_batch(heads.key), of_key, n_threads)
+        return heads
 
     @cached_property
     def _projections(self) -> tuple[Linear, Linear, Linear]:
@@ -257,22 +262,19 @@ class MultiHeadAttention:
             return self.qkv.rows(0, a), self.qkv.rows(a, a + b), self.qkv.rows(a + b, a + 2 * b)
         return self.query, self.key or self.query, self.value  # type: ignore[return-value]
 
-    def _rotated(self, heads: Heads, is_shared, is_cross, offsets, positions, angles, n_threads) -> Heads:
-        if angles is None and self.rotary is not None:
-            if is_cross:
-                raise ArgumentError("rotary attention to a context needs angles=(of the tokens, of the context)")
-            if positions is None:
-                positions = _places(heads.query.shape[-2], offsets)
-            angles = self.rotary.angles(positions)
-        elif angles is None and positions is not None:
+    def _angles(self, x: Float32, context: Float32 | None, offsets, positions, angles) -> Sequence[Angles | None]:
+        """Angles of queries and of keys, checked."""
+        if angles is None and positions is not None and self.rotary is None:
             raise ArgumentError("positions were given, but this attention has no rotary")
-        if angles is None:
-            return heads
-        of_query, of_key = angles if isinstance(angles, tuple) else (angles, None if is_cross else angles)
-        rotate(_with_batch(heads.query), of_query, n_threads)
-        if of_key is not None and not is_shared:
-            rotate(_with_batch(heads.key), of_key, n_threads)
-        return heads
+        if angles is None and self.rotary is not None:
+            if context is not None:
+                raise ArgumentError("rotary attention to a context needs angles=(of the tokens, of the context)")
+            angles = self.rotary.angles(_places(x.shape[-2], offsets) if positions is None else positions)
+        pair = angles if isinstance(angles, tuple) else (angles, angles if context is None else None)
+        for each, array in zip(pair, (x, x if context is None else context)):
+            if each is not None:
+                each.check(1 if offsets is not None else len(array), array.shape[-2], self.head_dim)
+        return pair
 
     def attend(
         self,
@@ -337,7 +339,7 @@ def _places(n_tokens: int, offsets: Given) -> np.ndarray:
     at = np.arange(n_tokens)
     if offsets is None:
         return at
-    offsets = np.asarray(offsets)
+    offsets = packed_offsets("offsets", offsets, n_tokens)
     return at - np.repeat(offsets[:-1], np.diff(offsets))
 
 

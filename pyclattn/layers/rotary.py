@@ -20,8 +20,8 @@ class Angles:
 
     Parameters
     ----------
-    cos, sin : array (..., length, R / 2), or (..., length, R) with each angle twice as ``layout`` has it
-        R features of each head are rotated, the first ones. Leading axes broadcast to the batch.
+    cos, sin : array (length, R / 2) or (batch, length, R / 2)
+        The first R features of each head are rotated, the rest stays.
     layout : {"half", "interleaved"}
         "half": feature i is paired with i + R / 2 (LLaMA, GPT-NeoX). "interleaved": 2 i with 2 i + 1 (RoFormer,
         GPT-J, LightGlue).
@@ -41,17 +41,25 @@ class Angles:
                 f"and {self.sin.shape}"
             )
 
-    def fitted(self, head_dim: int) -> tuple[Float32, Float32]:
-        """cos and sin with one column a pair."""
-        return self._once(self.cos, head_dim), self._once(self.sin, head_dim)
+    @classmethod
+    def of_twice(cls, cos: Given, sin: Given, layout: str = "half") -> Angles:
+        """From arrays (..., length, R) with each angle twice, at both features of its pair."""
+        halves = []
+        for name, given in (("cos", cos), ("sin", sin)):
+            array = _check.floats(f"{name} of Angles", given)
+            if array.ndim < 2 or array.shape[-1] % 2:
+                raise ShapeError(f"{name} with each angle twice must be (..., length, R), R even, got {array.shape}")
+            halves.append(array[..., 0::2] if layout == "interleaved" else array[..., : array.shape[-1] // 2])
+        return cls(halves[0], halves[1], layout)
 
-    def _once(self, array: Float32, head_dim: int) -> Float32:
-        columns = array.shape[-1]
-        if 2 * columns <= head_dim:
-            return array
-        if columns > head_dim or columns % 2:
-            raise ShapeError(f"cos and sin for heads of {head_dim} features must have at most as many, got {columns}")
-        return array[..., 0::2] if self.layout == "interleaved" else array[..., : columns // 2]
+    def check(self, batch: int, length: int, head_dim: int) -> None:
+        """Raise ShapeError unless heads (batch, H, length, head_dim) can be rotated."""
+        shape = self.cos.shape
+        if shape[-2] != length or len(shape) > 3 or (len(shape) == 3 and shape[0] not in (1, batch)):
+            wanted = f"({length}, R / 2) or ({batch}, {length}, R / 2)"
+            raise ShapeError(f"cos and sin of Angles must have shape {wanted}, got {shape}")
+        if 2 * shape[-1] > head_dim:
+            raise ShapeError(f"cos and sin of {shape[-1]} pairs rotate {2 * shape[-1]} features, heads have {head_dim}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +151,8 @@ def rotate(x: Float32, angles: Angles, n_threads: int = 1) -> Float32:
              [-0.3 ,  1.38]]]], dtype=float32)
     """
     batch, _, length, head_dim = x.shape
-    cos, sin = angles.fitted(head_dim)
-    half = cos.shape[-1]
-    if cos.ndim > 3 or cos.shape[-2] != length or (cos.ndim == 3 and cos.shape[0] not in (1, batch)):
-        raise ShapeError(
-            f"cos and sin must have shape ({length}, R / 2) or ({batch}, {length}, R / 2), got {cos.shape}"
-        )
+    angles.check(batch, length, head_dim)
+    cos, sin, half = angles.cos, angles.sin, angles.cos.shape[-1]
     rows = x.swapaxes(1, 2)[..., : 2 * half]  # (B, L, H, R): a token's heads side by side
     cos, sin = (np.broadcast_to(a, (batch, length, half))[:, :, None] for a in (cos, sin))
     step = max(1, blocks.BLOCK // max(1, rows[:1, :1].size))
