@@ -9,6 +9,7 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     control,
     conv,
     elementwise,
+    few_bits,
     index,
     linear,
     norm,

@@ -459,6 +459,7 @@ RULES: dict[str, Callable[[Shapes, Op], list | None]] = {
     "com.microsoft:Attention": _packed_attention,
     "com.microsoft:MultiHeadAttention": _packed_attention,
     "com.microsoft:FusedMatMul": _fused_matmul,
+    "com.microsoft:MatMulNBits": lambda known, op: [(*known.sure(op.inputs[0])[:-1], op.attributes["N"])],
     "com.microsoft:SkipLayerNormalization": _skip_norm,
     "com.microsoft:SkipSimplifiedLayerNormalization": _skip_norm,
 }
