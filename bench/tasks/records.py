@@ -51,11 +51,28 @@ class Record:
 
 @dataclass(frozen=True)
 class Transcript:
-    """Spliced RNA and the position of the A of its start codon."""
+    """Spliced RNA and the position of the A of its start codon; its exons in the record it comes from."""
 
     name: str
     sequence: str
     start: int
+    record: Record
+    exons: list[tuple[int, int, int]]
+
+    def unspliced(self, length: int) -> tuple[str, int]:
+        """(the gene as it is first transcribed, and what follows, ``length`` bases; position of the start codon).
+
+        Shorter where the record ends, or the exons are not in the order of one strand.
+        """
+        at, strand = _first(self.exons), self.exons[0][2]
+        begin, end = (at, at + length) if strand > 0 else (at + 1 - length, at + 1)
+        sequence = spliced(self.record.sequence, [(max(0, begin), end, strand)])
+        return sequence, abs(_base(self.exons, self.start) - at)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its 5' end was seen, so that something stands before the start codon."""
+        return self.start > 0
 
 
 def _exons(location: str) -> list[tuple[int, int, int]] | None:
@@ -114,6 +131,15 @@ def _first(exons: list[tuple[int, int, int]]) -> int:
     """Position of the base that is read first."""
     start, end, strand = exons[0]
     return start if strand > 0 else end - 1
+
+
+def _base(exons: list[tuple[int, int, int]], position: int) -> int:
+    """Where a base of the spliced sequence stands in the record."""
+    for start, end, strand in exons:
+        if position < end - start:
+            return start + position if strand > 0 else end - 1 - position
+        position -= end - start
+    raise IndexError(position)
 
 
 def position_in(exons: list[tuple[int, int, int]], base: int) -> int | None:
@@ -219,7 +245,7 @@ def _transcripts(record: Record) -> Iterator[Transcript]:
                 continue
             protein = spliced(record.sequence, cds)
             if sequence[start : start + len(protein)] == protein:
-                yield Transcript(name, sequence, start)
+                yield Transcript(name, sequence, start, record, exons)
                 break
 
 
