@@ -20,9 +20,9 @@ from pyclattn.functional import _check
 
 # What `linear` can do with the sums before it writes them.
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
-# Below this many multiply-adds (about 0.1 ms) handing work to another thread costs more than it saves. With few rows a
-# product waits for its weight, which takes as long as two rows more.
-SMALL, WAITING_ROWS = 6_000_000, 2
+# Below this many multiply-adds (about 0.2 ms) waking another thread costs more than it saves: about 50 us, and as much
+# again where its CPU had gone to sleep. With few rows a product waits for its weight, as long as for two rows more.
+SMALL, WAITING_ROWS = 12_000_000, 2
 # Rows and panels of one task: 256 rows of 384 to 3,072 are 0.4 to 3 MB, read again from L2 or L3 for each panel.
 ROWS, PANELS = 256, 4
 TASKS_PER_THREAD = 4

@@ -427,6 +427,31 @@ def test_an_input_that_is_an_output():
     check(g.model(g("Identity", x)), g.feeds)
 
 
+@pytest.mark.parametrize("how", ["rows", "columns", "no zero", "read twice"])
+def test_rows_of_a_dequantised_table_are_dequantised_rows(how):
+    """An embedding of 8 bits is read as it lies: 1.6 MB in float32, beyond the limit of folding."""
+    g = Builder()
+    table = g.const(g.rng.integers(-127, 128, (4000, 100)).astype(np.int8))
+    ids = g.input("ids", ["n", 3], np.array([[0, 7, 39], [5, 5, -1]]), dtype="int64")
+    zero = [] if how == "no zero" else [g.const(np.int8(-3))]
+    dequantised = g("DequantizeLinear", table, g.const(np.float32(0.02)), *zero)
+    taken = g("Gather", dequantised, ids, axis=1 if how == "columns" else 0)
+    rest = [g("ReduceMax", dequantised, keepdims=0)] if how == "read twice" else []
+    program, _ = check(g.model(taken, *rest), g.feeds)
+    users = [op.kind for op in program.ops if only(program, "Gather").outputs[0] in op.inputs]
+    assert users == ["DequantizeLinear"]
+    assert kinds(program).count("DequantizeLinear") == 1 + len(rest)
+
+
+def test_a_table_with_a_scale_a_row_is_dequantised_whole():
+    g = Builder()
+    table = g.const(g.rng.integers(-127, 128, (4000, 100)).astype(np.int8))
+    ids = g.input("ids", ["n"], np.array([3, 17]), dtype="int64")
+    scale = g.const(g.rng.random(4000).astype(np.float32))
+    program, _ = check(g.model(g("Gather", g("DequantizeLinear", table, scale, axis=0), ids)), g.feeds)
+    assert kinds(program) == ["DequantizeLinear", "Gather"]
+
+
 # -- branches and loops -----------------------------------------------------------------------------------------------
 
 

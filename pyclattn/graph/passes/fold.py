@@ -252,6 +252,26 @@ def _transpose(editor: Editor, known: Shapes, op: Op) -> None:
 
 
 def _gather(editor: Editor, known: Shapes, op: Op) -> None:
+    if not _bytes_first(editor, op):
+        _transposed_entry(editor, op)
+
+
+def _bytes_first(editor: Editor, op: Op) -> bool:
+    """Rows of a dequantised table are dequantised rows: a table of 8 bits stays one, and few rows are converted."""
+    source = editor.producer(op.inputs[0], "DequantizeLinear", "com.microsoft:DequantizeLinear")
+    if source is None or editor.constant(source.inputs[0]) is None:
+        return False
+    scale, zero = (editor.constant(name) if name else None for name in (*source.inputs[1:], "")[:2])
+    if scale is None or scale.size != 1 or (zero is not None and zero.size != 1) or source.attributes.get("block_size"):
+        return False
+    editor.remove(op)
+    entries = editor.emit("Gather", (source.inputs[0], op.inputs[1]), f"{op.outputs[0]}_bytes", op.attributes, op.name)
+    attributes = {name: value for name, value in source.attributes.items() if name != "axis"}
+    editor.emit(source.kind, (entries, *source.inputs[1:]), op.outputs, attributes, source.name)
+    return True
+
+
+def _transposed_entry(editor: Editor, op: Op) -> None:
     """One entry of a transposed array is a transposed entry: query, key and value of one product become views."""
     index, turn = editor.constant(op.inputs[1]), editor.producer(op.inputs[0], "Transpose")
     perm = turn.attributes.get("perm") if turn else None
