@@ -1,12 +1,14 @@
 """Weights in files of their own: read where they may be, refused where a file points elsewhere."""
 
 import os
+import tracemalloc
 
 import numpy as np
 import onnx
 import pytest
 from onnx_models import Builder, run
 
+import pyclattn
 from pyclattn.errors import ModelFormatError
 from pyclattn_export import from_onnx
 
@@ -54,6 +56,36 @@ def test_read_and_memory_mapped(folder):
 def test_offset(folder):
     (folder / "weights.bin").write_bytes(b"abcd" * 5 + WEIGHT.tobytes() + b"rest")
     np.testing.assert_array_equal(from_onnx(write(folder / "m.onnx", offset=20)).constants["w"], WEIGHT)
+
+
+def test_a_model_above_2_gb(folder):
+    """A table of 2.2 GB, mostly a hole in a file, and a weight behind it: read where they lie, by rows."""
+    rows, offset = 1_100_000, 1_100_000 * 512 * 4
+    own, weight = (np.random.default_rng(i).standard_normal((n, 512), dtype=np.float32) for i, n in ((0, 3), (1, 512)))
+    with (folder / "weights.bin").open("wb") as file:
+        file.seek(offset - own.nbytes)
+        file.write(own.tobytes() + weight.tobytes())
+    weights = [("table", (rows, 512), 0), ("w", (512, 512), offset)]
+    tensors = [onnx.TensorProto(name=name, data_type=1, dims=dims, data_location=1) for name, dims, _ in weights]
+    for tensor, (_, _, start) in zip(tensors, weights):
+        tensor.external_data.add(key="location", value="weights.bin")
+        tensor.external_data.add(key="offset", value=str(start))
+    g = Builder()
+    g.nodes += [
+        onnx.helper.make_node("Gather", ["table", g.input("ids", ["n"], [rows - 2, 5, rows - 1], "int64")], ["found"]),
+        onnx.helper.make_node("MatMul", ["found", "w"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(g.nodes, "g", g.inputs, [onnx.helper.make_empty_tensor_value_info("y")], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    tracemalloc.start()
+    try:
+        result = pyclattn.load(folder / "m.onnx")(**g.feeds)["y"]
+        allocated = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(result, np.stack([own[1], 0 * own[0], own[2]]) @ weight, rtol=1e-4, atol=1e-4)
+    assert allocated < 32e6
 
 
 def test_a_folder_below(folder):

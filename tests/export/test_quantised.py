@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from onnx_models import Builder, kinds, onnxruntime_outputs, run
 
 from pyclattn.graph.passes import optimize
 from pyclattn_export import from_onnx
-from tests.export.onnx_models import Builder, kinds, onnxruntime_outputs, run
 
 RNG = np.random.default_rng(5)
 FUSED = "com.microsoft:MatMulIntegerToFloat"
