@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyclattn.errors import ModelFormatError
+from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.graph.program import Program
 from pyclattn.huggingface import image, names, text
 from pyclattn.huggingface.settings import Settings
@@ -53,14 +53,17 @@ def read_folder(path: Path) -> Program:
         raise ModelFormatError(f"{path}: no config.json in this folder")
     settings = Settings.read(path / "config.json")
     type_ = settings.get("model_type")
-    if type_ not in TYPES:
+    if not isinstance(type_, str) or type_ not in TYPES:
         raise ModelFormatError(
             f"{settings.path}: model_type {type_!r} is not supported; supported are {', '.join(TYPES)}"
         )
     kind, make = TYPES[type_]
     weights = _current(load_weights(path))
     prefix = f"{kind.prefix}."
-    return make(settings, weights, prefix if any(n.startswith(prefix) for n in weights) else "")
+    try:
+        return make(settings, weights, prefix if any(n.startswith(prefix) for n in weights) else "")
+    except ArgumentError as error:  # a layer refuses what the file says
+        raise ModelFormatError(f"{settings.path}: {error}") from error
 
 
 def _current(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
