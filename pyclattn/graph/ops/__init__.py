@@ -16,6 +16,7 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     pool,
     quantised,
     quantised_microsoft,
+    recurrent,
     reduction,
     resize,
     shape,

@@ -328,6 +328,15 @@ def _index_shape(known: Shapes, op: Op):
     return [known.sure(op.inputs[1])]
 
 
+def _recurrent(known: Shapes, op: Op):
+    """RNN, GRU, LSTM: all outputs, then the last states."""
+    (length, batch, _), (directions, _, width) = known.sure(op.inputs[0]), known.sure(op.inputs[2])
+    if op.attributes.get("layout", 0):
+        length, batch = batch, length
+        return [(batch, length, directions, width), *[(batch, directions, width)] * 2]
+    return [(length, directions, batch, width), *[(directions, batch, width)] * 2]
+
+
 def _scalar(known: Shapes, op: Op):
     return [()]
 
@@ -354,6 +363,7 @@ RULES: dict[str, Callable[[Shapes, Op], list | None]] = {
     **{f"Reduce{name}": _reduce for name in _REDUCTIONS},
     **dict.fromkeys(("Conv", "ConvInteger", "MaxPool", "AveragePool", "LpPool", "QLinearConv"), _window),
     **PRODUCTS,
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Flatten": _flatten,
