@@ -48,6 +48,8 @@ def image_program(kind: Image, settings: Settings, weights: Tensors, prefix: str
         "has_norm": True,
     }
     image, patch = _pair(settings, "image_size"), _pair(settings, "patch_size")
+    if image[0] % patch[0] or image[1] % patch[1]:
+        raise ModelFormatError(f"{settings.path}: image_size {image} must be a multiple of patch_size {patch}")
     grid = (image[0] // patch[0], image[1] // patch[1])
     n_channels = settings.whole("num_channels", 3, least=1)
     has_pooler = any(n.startswith(f"{prefix}pooler.") for n in weights)

@@ -80,7 +80,7 @@ def _layer_places(kind: Text, settings: Settings, n_layers: int) -> list[str]:
     if not kind.is_shared:
         return [f"encoder.layers.{i}" for i in range(n_layers)]
     n_groups = settings.whole("num_hidden_groups", 1, least=1, most=n_layers)
-    n_inner = settings.whole("inner_group_num", 1, least=1, most=MAX_LAYERS)
+    n_inner = settings.whole("inner_group_num", 1, least=1, most=MAX_LAYERS // n_layers)
     groups = [i * n_groups // n_layers for i in range(n_layers)]
     return [f"groups.{group}.{i}" for group in groups for i in range(n_inner)]
 

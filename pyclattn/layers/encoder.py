@@ -76,6 +76,14 @@ class Encoder:
     layers : tuple of EncoderLayer
         The same layer may stand at several places (ALBERT).
     norm : LayerNorm or RMSNorm, optional
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyclattn.layers import LayerNorm
+    >>> encoder = Encoder((), LayerNorm(np.ones(2)))
+    >>> encoder(np.array([[[1, 3]]], np.float32)).round(3)
+    array([[[-1.,  1.]]], dtype=float32)
     """
 
     layers: tuple[EncoderLayer, ...]

@@ -25,6 +25,13 @@ class Angles:
     layout : {"half", "interleaved"}
         "half": feature i is paired with i + R / 2 (LLaMA, GPT-NeoX). "interleaved": 2 i with 2 i + 1 (RoFormer,
         GPT-J, LightGlue).
+
+    Examples
+    --------
+    >>> turns = np.array([[0.0, 0.0], [np.pi, 0.1]])
+    >>> angles = Angles(np.cos(turns), np.sin(turns), "interleaved")
+    >>> rotate(np.ones((1, 1, 2, 4), np.float32), angles)[0, 0, 1].round(2)
+    array([-1.  , -1.  ,  0.9 ,  1.09], dtype=float32)
     """
 
     cos: Float32

@@ -275,10 +275,18 @@ def test_settings_that_cannot_be(tmp_path, case):
     assert all(word in str(found.value) for word in (*words, str(folder))), found.value
 
 
-@pytest.mark.parametrize("changes", [{"image_size": [8]}, {"image_size": True}, {"patch_size": 0}, {"num_channels": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"image_size": [8]}, {"image_size": True}, {"patch_size": 0}, {"patch_size": 5}, {"num_channels": 3}]
+)
 def test_settings_of_images_that_cannot_be(tmp_path, changes):
     with pytest.raises(ModelFormatError, match=next(iter(changes)) if "num_channels" not in changes else "projection"):
         pyclattn.load(write(tmp_path / "m", "vit", config={**CONFIGS["vit"], **changes}))
+
+
+def test_albert_cannot_ask_for_a_million_layers(tmp_path):
+    config = {**CONFIGS["albert"], "num_hidden_layers": 1000, "inner_group_num": 1000}
+    with pytest.raises(ModelFormatError, match="inner_group_num"):
+        pyclattn.load(write(tmp_path / "m", "albert", config=config))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\xff", '{"model_type": NaN}'])
