@@ -24,6 +24,7 @@ from pyclattn_export.validate import validate
 
 # IR 4 (2019) is the first whose weights need not be inputs; 6 came with opset 11.
 OLDEST_IR = 4
+MAX_NODES = 1_000_000
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "softmax_precision")
 
 
@@ -183,10 +184,35 @@ def _versions(proto: onnx.ModelProto, where: str) -> dict[str, int]:
 def _inlined(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     from onnx import inliner
 
+    n_nodes = _n_inlined(proto)
+    if n_nodes > MAX_NODES:
+        raise ModelFormatError(f"{where}: its functions make {n_nodes} operators, at most {MAX_NODES} are read")
     try:
         return inliner.inline_local_functions(proto, convert_version=True)
     except Exception as error:  # of several C++ types that have no common base but this
         raise ModelFormatError(f"{where}: its local functions cannot be inlined: {error!s:.200}") from error
+
+
+def _n_inlined(proto: onnx.ModelProto) -> int:
+    """Nodes there will be when calls of functions are replaced by their bodies: a few functions can make billions."""
+    bodies = {(function.domain, function.name): function.node for function in proto.functions}
+    counts: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type)
+            total += of_function(called) if called in bodies else 1
+            total += sum(count(graph.node) for item in node.attribute for graph in (item.g, *item.graphs))
+        return total
+
+    def of_function(called: tuple[str, str]) -> int:
+        if called not in counts:
+            counts[called] = 0  # a ring counts once: the inliner refuses it
+            counts[called] = count(bodies[called])
+        return counts[called]
+
+    return count(proto.graph.node)
 
 
 def _graph(graph: onnx.GraphProto, mapper: Mapper) -> Program:

@@ -18,8 +18,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pyclattn.errors import ModelFormatError
+from pyclattn_export import wire
 
 MAX_RANK = 64  # NumPy's
+MAX_EMPTY = 1 << 20  # an array of 2^40 x 0 numbers is nothing, but its rows as lists are not
 DTYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -90,6 +92,8 @@ def to_array(tensor: TensorProto, where: str, base: Path | None) -> np.ndarray:
         raise ModelFormatError(
             f"{where} has a negative dimension or more than {MAX_RANK} of them in {list(tensor.dims)[:8]}"
         )
+    if 0 in tensor.dims and math.prod(list(tensor.dims)[: list(tensor.dims).index(0)]) > MAX_EMPTY:
+        raise ModelFormatError(f"{where} of shape {list(tensor.dims)[:8]} is empty, in more than {MAX_EMPTY} parts")
     name = dtype_name(tensor.data_type, where)
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, where, base)
@@ -220,6 +224,7 @@ def parse_bytes(data: bytes, where: str) -> onnx.ModelProto:
     # protobuf's DecodeError is imported late: only onnx knows which protobuf it brought.
     from google.protobuf.message import DecodeError
 
+    wire.check(data, where)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)

@@ -154,7 +154,8 @@ class SafeTensors(Mapping[str, np.ndarray]):
         strides, step = [], 1
         for n in reversed(shape):
             strides.append(step)
-            step *= max(n, 1)
+            step *= n
+        strides = strides if n_bytes else [0] * len(shape)
         storage = Storage(self._source, name, DTYPES[code], n_bytes, self._start + start)
         return Tensor(storage, DTYPES[code], 0, shape, tuple(strides[::-1]))
 

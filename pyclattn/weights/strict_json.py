@@ -30,15 +30,15 @@ def parse_json(text: bytes, where: str, file_size: int = 0) -> dict:
     ------
     ModelFormatError
     """
+    deepest = _depth(text)
+    if deepest > MAX_DEPTH:
+        raise ModelFormatError(f"{where}: the header is nested {deepest} deep or more, at most {MAX_DEPTH} is expected")
     cost = PER_COMMA * text.count(b",") + PER_BRACKET * (text.count(b"{") + text.count(b"["))
     if cost > ROOM + file_size:
         raise ModelFormatError(
             f"{where}: {len(text)} bytes of JSON would take about {cost} bytes of memory, "
             f"at most the file's size and {ROOM} are allowed"
         )
-    deepest = _depth(text)
-    if deepest > MAX_DEPTH:
-        raise ModelFormatError(f"{where}: the header is nested {deepest} deep, at most {MAX_DEPTH} is expected")
 
     def unique(pairs: list) -> dict:
         result = dict(pairs)
@@ -78,4 +78,6 @@ def _depth(text: bytes) -> int:
         elif not is_quoted:
             depth += 1 if byte in b"[{" else -1
             deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                break
     return deepest
