@@ -15,12 +15,13 @@ import pyclattn
 ROOT = Path(pyclattn.__file__).parent
 
 # What each room may import besides itself. A room that is not listed may not exist: give it a place here.
-GROUND = {"errors", "arrays", "_config", "_threads", "weights"}
+GROUND = {"errors", "arrays", "_config", "_threads", "_blas", "weights"}
 BELOW = {
     "errors": set(),
     "arrays": set(),
     "_config": {"errors"},
     "_threads": {"errors", "_config"},
+    "_blas": set(),
     "weights": {"errors", "arrays", "_config"},
     "reference": {"errors", "arrays"},
     "kernels": {"errors", "arrays"},

@@ -4,7 +4,7 @@ A sorted row is [key (D), its own logit (1), value (E)], logits in base 2: a pan
 the score. The tail, one mean row a cluster of keys, has the same shape, so that each query sees one list of rows.
 """
 
-from libc.math cimport log2f
+from libc.math cimport exp2f, log2f
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -194,73 +194,65 @@ def moments(
 
 def weigh(
     const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, ::1] rows,
-    const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, long chunk, float[:, ::1] logs,
-    float[:, :, ::1] sample, int64_t[::1] counter,
+    const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] sample,
+    float[:, ::1] logs, int64_t[::1] counter,
 ):
-    """log2 of each centroid's mass, and its scores of a sample of keys (see `pyclattn.reference.coclusters`)."""
+    """Scores of a sample of the keys, and log2 of the mass they stand for (see `pyclattn.reference.coclusters`)."""
     cdef:
         const tile_isa *isa
         float *memory
-        float *panels
+        float *panel
+        float *gathered
         float *s
         float *peaks
         float *alpha
         float *m
         float *mass
-        long depth = centroids.shape[2], size = rows.shape[2], n_samples = sample.shape[2]
-        long lanes, task, sequence, head, first, n_clusters, n_panels, panel_size, n, i, lane, used, vectors, taken, c
-        int64_t at, start, stop
+        long depth = centroids.shape[2], n_samples = sample.shape[2]
+        long lanes, task, sequence, head, first, stop, n, k, at, lane, used, vectors
+        int64_t start, n_keys
 
     with nogil:
         isa = current()
         lanes = isa.lanes
-        panel_size = (depth + 2) * padded(lanes)
-        memory = new_floats(((chunk + lanes - 1) // lanes) * panel_size + (2 * TILE_KEYS + 2) * padded(lanes))
+        memory = new_floats((depth + 2 * TILE_KEYS + 4) * padded(lanes) + TILE_KEYS * depth)
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of centroids")
-        s = memory + ((chunk + lanes - 1) // lanes) * panel_size
+        panel = memory
+        s = panel + depth * padded(lanes)
         peaks = s + TILE_KEYS * padded(lanes)
-        alpha = peaks + (TILE_KEYS + 1) * padded(lanes)
+        m = peaks + (TILE_KEYS + 1) * padded(lanes)
+        mass, alpha = m + padded(lanes), m + 2 * padded(lanes)
+        gathered = m + 3 * padded(lanes)
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
                 break
             sequence, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
-            start, stop = spans[sequence, 1], spans[sequence, 2]
-            n_clusters = min(chunk, cluster_offsets[sequence + 1] - first)
-            n_panels = (n_clusters + lanes - 1) // lanes
-            for i in range(n_panels):
-                panels = memory + i * panel_size
-                isa.load(&centroids[head, first + i * lanes, 0], depth, NULL, min(lanes, n_clusters - i * lanes), depth,
-                         1.0, panels)
-                m, mass = panels + depth * padded(lanes), panels + (depth + 1) * padded(lanes)
+            start, n_keys = spans[sequence, 1], spans[sequence, 2] - spans[sequence, 1]
+            stop = min(first + chunk, cluster_offsets[sequence + 1])
+            while first < stop:
+                used = min(lanes, stop - first)
+                vectors = (used + isa.vector - 1) // isa.vector
+                isa.load(&centroids[head, first, 0], depth, NULL, used, depth, 1.0, panel)
                 for lane in range(lanes):
                     m[lane], mass[lane] = TILE_MASKED, 0
-            at, taken = start, 0
-            while at < stop:
-                n = min(TILE_KEYS, stop - at)
-                for i in range(n_panels):
-                    panels = memory + i * panel_size
-                    m, mass = panels + depth * padded(lanes), panels + (depth + 1) * padded(lanes)
-                    used = min(lanes, n_clusters - i * lanes)
-                    vectors = (used + isa.vector - 1) // isa.vector
-                    isa.score(&rows[head, at, 0], size, n, depth, panels, vectors, s, peaks)
-                    c = taken
-                    while c < n_samples and start + c * (stop - start) // n_samples < at + n:
-                        for lane in range(used):
-                            sample[head, first + i * lanes + lane, c] = \
-                                s[(start + c * (stop - start) // n_samples - at) * lanes + lane]
-                        c += 1
+                at = 0
+                while at < n_samples:
+                    n = min(TILE_KEYS, n_samples - at)
+                    for k in range(n):
+                        memcpy(gathered + k * depth, &rows[head, start + (at + k) * n_keys // n_samples, 0],
+                               depth * sizeof(float))
+                    isa.score(gathered, depth, n, depth, panel, vectors, s, peaks)
+                    for lane in range(used):
+                        for k in range(n):
+                            sample[head, first + lane, at + k] = s[k * lanes + lane]
                     isa.soften(s, n, peaks, vectors, m, mass, alpha)
-                while taken < n_samples and start + taken * (stop - start) // n_samples < at + n:
-                    taken += 1
-                at += n
-            for i in range(n_panels):
-                panels = memory + i * panel_size
-                m, mass = panels + depth * padded(lanes), panels + (depth + 1) * padded(lanes)
-                for lane in range(min(lanes, n_clusters - i * lanes)):
-                    logs[head, first + i * lanes + lane] = m[lane] + log2f(mass[lane])
+                    at += n
+                for lane in range(used):
+                    logs[head, first + lane] = m[lane] + log2f(mass[lane] * <float> n_keys / n_samples)
+                first += used
         free(memory)
 
 
@@ -270,11 +262,13 @@ cdef struct Buffers:
     # of a panel of centroids
     float *panel        # [depth][lanes]
     float *o            # [size][lanes]
-    float *lse          # [lanes], as the four below
-    float *limits
-    float *mass         # of one cluster of keys
-    float *total        # of all
+    float *limits       # [lanes], as the five below
+    float *top          # largest score of one cluster of keys
+    float *mass         # sum of 2^(score - top)
+    float *peak         # largest score of all keys
+    float *total        # their sum
     float *ones
+    float *tops         # [key clusters][lanes]
     float *masses       # [key clusters][lanes]
     float *bend         # [rank * width][lanes]
     float *slopes       # [lanes][rank][width]
@@ -308,9 +302,9 @@ cdef size_t lay_out(Buffers *w, float *memory, long n_clusters) noexcept nogil:
     cdef float *place = memory
     w.panel = cut(&place, w.depth * lanes)
     w.o = cut(&place, w.size * lanes)
-    w.lse, w.limits = cut(&place, lanes), cut(&place, lanes)
-    w.mass, w.total, w.ones = cut(&place, lanes), cut(&place, lanes), cut(&place, lanes)
-    w.masses = cut(&place, n_clusters * lanes)
+    w.limits, w.top, w.mass = cut(&place, lanes), cut(&place, lanes), cut(&place, lanes)
+    w.peak, w.total, w.ones = cut(&place, lanes), cut(&place, lanes), cut(&place, lanes)
+    w.tops, w.masses = cut(&place, n_clusters * lanes), cut(&place, n_clusters * lanes)
     w.bend = cut(&place, w.rank * w.width * lanes)
     w.slopes = cut(&place, lanes * w.rank * w.width)
     w.tails = cut(&place, lanes * (n_clusters + 1) * w.size)
@@ -343,6 +337,16 @@ cdef bint buffers_new(Buffers *w, long depth, long size, long rank, long n_clust
     return True
 
 
+cdef void share_masses(Buffers *w, long n_clusters) noexcept nogil:
+    """The clusters' masses beneath one maximum, and their sum."""
+    cdef long j, lane
+    memset(w.total, 0, w.lanes * sizeof(float))
+    for j in range(n_clusters):
+        for lane in range(w.lanes):
+            w.masses[j * w.lanes + lane] *= exp2f(max(-100.0, w.tops[j * w.lanes + lane] - w.peak[lane]))
+            w.total[lane] += w.masses[j * w.lanes + lane]
+
+
 cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, long n_clusters,
                       const float *slopes, const float *axes, long n) noexcept nogil:
     """For each of `n` centroids of the panel: the rows it takes, and of the others a mean row a cluster and a slope."""
@@ -351,27 +355,32 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
     w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, w.panel, vectors, w.centers, w.peaks)
     memset(w.lists.counts, 0, lanes * sizeof(long))
     memset(w.n_tail, 0, lanes * sizeof(long))
-    memset(w.total, 0, lanes * sizeof(float))
+    for lane in range(lanes):
+        w.peak[lane] = TILE_MASKED
     for j in range(n_clusters):
         memset(w.o, 0, w.size * lanes * sizeof(float))
-        memset(w.mass, 0, lanes * sizeof(float))
+        for lane in range(lanes):
+            w.top[lane], w.mass[lane] = TILE_MASKED, 0
         at, stop = bounds[j], bounds[j + 1]
         while at < stop:
             k = min(TILE_KEYS, stop - at)
             w.isa.score(rows + at * w.size, w.size, k, w.depth, w.panel, vectors, w.s, w.peaks)
-            w.isa.part(w.s, k, key_scores + at, vectors, w.limits, w.lse, <int32_t> at, &w.lists, w.mass)
-            w.isa.accumulate(rows + at * w.size, w.size, k, w.size, w.s, vectors, w.ones, w.o)
+            w.isa.part(w.s, k, w.peaks, key_scores + at, vectors, w.limits, <int32_t> at, &w.lists, w.top, w.mass,
+                       w.alpha)
+            w.isa.accumulate(rows + at * w.size, w.size, k, w.size, w.s, vectors, w.alpha, w.o)
             at += k
-        w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.lse)
+        w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.top)
+        memcpy(w.tops + j * lanes, w.top, lanes * sizeof(float))
         memcpy(w.masses + j * lanes, w.mass, lanes * sizeof(float))
         for lane in range(n):
-            w.total[lane] += w.mass[lane]
+            w.peak[lane] = max(w.peak[lane], w.top[lane])
             if w.mass[lane] > 0:
                 w.places[lane] = lane * (n_clusters + 1) + w.n_tail[lane]
                 w.n_tail[lane] += 1
             else:
                 w.places[lane] = lane * (n_clusters + 1) + n_clusters
         w.isa.store(w.o, w.mass, n, w.size, 1.0, NULL, w.tails, w.size, w.places)
+    share_masses(w, n_clusters)
     memset(w.bend, 0, w.rank * w.width * lanes * sizeof(float))
     at = 0
     while at < n_clusters:
@@ -448,7 +457,7 @@ cdef void attend_lane(Buffers *w, long lane, const float *rows, const float *que
 def attend(
     const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
     const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
-    const float[:, ::1] logs, const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
     long chunk, float[:, :, :, :] out, int64_t[::1] counter,
@@ -480,8 +489,7 @@ def attend(
                 n = min(w.lanes, stop - first)
                 w.isa.load(&centroids[head, first, 0], w.depth, NULL, n, w.depth, 1.0, w.panel)
                 for lane in range(w.lanes):
-                    w.lse[lane], w.limits[lane] = 0, -TILE_MASKED  # a lane not in use takes nothing
-                memcpy(w.lse, &logs[head, first], n * sizeof(float))
+                    w.limits[lane] = -TILE_MASKED  # a lane not in use takes nothing
                 memcpy(w.limits, &limits[head, first], n * sizeof(float))
                 divide_keys(&w, &rows[head, 0, 0], &key_scores[head, 0],
                             &key_bounds[head, key_cluster_offsets[sequence]], n_key_clusters,

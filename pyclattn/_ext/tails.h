@@ -1,8 +1,8 @@
 /* What co-clustered attention does on a panel of query centroids, beside the two products. */
 
-/* Lane i takes the rows whose score + key_scores[k] beats limits[i]; the others become 2^(s - lse) and join the mass. */
-INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *limits, const vf *lse, int32_t first,
-                   tile_lists *lists, vf *mass) {
+/* Lane i takes the rows whose score + key_scores[k] beats limits[i]; the others become 2^(s - top). */
+INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *limits, const vf *top, int32_t first,
+                   tile_lists *lists, vf *sum) {
     vf total[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < nv; j++) total[j] = (vf){0};
@@ -10,7 +10,7 @@ INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *lim
     for (long k = 0; k < n; k++)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
-            vf x = s[k * NV + j], e = exp2_neg(x - lse[j]);
+            vf x = s[k * NV + j], e = exp2_neg(x - top[j]);
             uint32_t hits = above(x + key_scores[k], limits[j]);
             s[k * NV + j] = e;
             if (hits) {
@@ -25,28 +25,37 @@ INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *lim
             total[j] += e;
         }
 #pragma GCC unroll 8
-    for (int j = 0; j < nv; j++) mass[j] += total[j];
+    for (int j = 0; j < nv; j++) sum[j] = total[j];
 }
 
-static void tile_part(float *s, long n, const float *key_scores, long vectors, const float *limits, const float *lse,
-                      int32_t first, tile_lists *lists, float *mass) {
+static void tile_part(float *s, long n, const float *group_peaks, const float *key_scores, long vectors,
+                      const float *limits, int32_t first, tile_lists *lists, float *m, float *mass, float *alpha) {
+    vf *top = (vf *)m, *l = (vf *)mass, *a = (vf *)alpha, sum[NV];
+    const vf *peaks = (const vf *)group_peaks;
+    for (long j = 0; j < vectors; j++) {
+        vf peak = top[j];
+        for (long g = 0; g < (n + MR - 1) / MR; g++) peak = larger(peaks[g * NV + j], peak);
+        a[j] = exp2_neg(top[j] - peak);
+        top[j] = peak;
+    }
 #if NV == 3
-    if (vectors == 3) part_rows(3, (vf *)s, n, key_scores, (vf *)limits, (vf *)lse, first, lists, (vf *)mass);
+    if (vectors == 3) part_rows(3, (vf *)s, n, key_scores, (vf *)limits, top, first, lists, sum);
     else
 #endif
-    if (vectors == 2) part_rows(2, (vf *)s, n, key_scores, (vf *)limits, (vf *)lse, first, lists, (vf *)mass);
-    else part_rows(1, (vf *)s, n, key_scores, (vf *)limits, (vf *)lse, first, lists, (vf *)mass);
+    if (vectors == 2) part_rows(2, (vf *)s, n, key_scores, (vf *)limits, top, first, lists, sum);
+    else part_rows(1, (vf *)s, n, key_scores, (vf *)limits, top, first, lists, sum);
+    for (long j = 0; j < vectors; j++) l[j] = l[j] * a[j] + sum[j];
 }
 
-/* o holds sums over a lane's share of a cluster of keys, mass theirs, of 2^(score - lse). Row `depth` of o, the key's
- * own logit, becomes such that the mean row's score is log2(mass) + lse at the centroid: divided by mass later on. */
-static void tile_tail(float *o, const float *panel, long depth, long vectors, const float *mass, const float *lse) {
+/* o holds sums over a lane's share of a cluster of keys, mass theirs, of 2^(score - top). Row `depth` of o, the key's
+ * own logit, becomes such that the mean row's score is log2(mass) + top at the centroid: divided by mass later on. */
+static void tile_tail(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top) {
     for (long j = 0; j < vectors; j++) {
         vf dot = {0}, m = ((const vf *)mass)[j];
         vf logs;
         for (long d = 0; d < depth; d++) dot += ((vf *)o)[d * NV + j] * ((const vf *)panel)[d * NV + j];
         for (int i = 0; i < VL; i++) logs[i] = m[i] > 0.f ? log2f(m[i]) : 0.f;
-        ((vf *)o)[depth * NV + j] = (logs + ((const vf *)lse)[j]) * m - dot;
+        ((vf *)o)[depth * NV + j] = (logs + ((const vf *)top)[j]) * m - dot;
     }
 }
 

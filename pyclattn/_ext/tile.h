@@ -79,11 +79,11 @@ typedef struct {
                     int32_t *labels);
     /* a dense layer's way out: out[k][c] = activation(s[k][c] + bias[c]) for c < width; bias may be NULL */
     void (*finish)(const float *s, long n, long width, const float *bias, int activation, float *out, long stride);
-    /* what co-clustered attention needs (tails.h): keys parted into taken ones and the tail; the tail's mean row; the
-     * weights of its slopes */
-    void (*part)(float *s, long n, const float *key_scores, long vectors, const float *limits, const float *lse,
-                 int32_t first, tile_lists *lists, float *mass);
-    void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *lse);
+    /* what co-clustered attention needs (tails.h): keys parted into taken ones and the tail, which is summed as in
+     * soften; the tail's mean row; the weights of its slopes */
+    void (*part)(float *s, long n, const float *group_peaks, const float *key_scores, long vectors,
+                 const float *limits, int32_t first, tile_lists *lists, float *m, float *mass, float *alpha);
+    void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top);
     void (*tilt)(float *u, long rank, const float *center, const float *spreads, long vectors, const float *tail_m,
                  const float *tail_mass, const float *m);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */

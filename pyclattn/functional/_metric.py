@@ -7,8 +7,13 @@ that is strided, not drawn: no random number anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
+
 import numpy as np
 
+from pyclattn import _threads
+from pyclattn._blas import single
 from pyclattn._dispatch import launch
 from pyclattn.arrays import Float32, Float64, Int64
 from pyclattn.functional._grouping import CHUNK, Grouping, means, sort, token_tasks
@@ -25,9 +30,9 @@ def strided(tokens: Tokens, counts: Int64) -> Tokens:
     counts = np.minimum(counts, tokens.lengths)
     stops = np.cumsum(counts)
     index = np.empty(int(stops[-1]) if len(stops) else 0, np.int64)
-    for (_, start, stop), count, end in zip(tokens.spans.tolist(), counts.tolist(), stops.tolist()):
-        if count:
-            index[end - count : end] = tokens.index[start + np.arange(count) * (stop - start) // count]
+    for (_, start, stop), n, end in zip(tokens.spans.tolist(), counts.tolist(), stops.tolist()):
+        if n:
+            index[end - n : end] = tokens.index[start + np.arange(n) * (stop - start) // n]
     return Tokens(np.stack([tokens.spans[:, 0], stops - counts, stops], axis=1), index)
 
 
@@ -59,21 +64,49 @@ def axes_between(
     """For each side the axes (n_sequences, heads, rank, D) on which its distances are taken."""
     spread = covariances(*sampled(rows, tokens), n_threads)
     other_spread = covariances(*sampled(others, other_tokens), n_threads)
-    return _axes(spread, other_spread, rank), _axes(other_spread, spread, rank)
+    n_problems, shape = int(np.prod(spread.shape[:2])), (*spread.shape[:2], rank, spread.shape[3])
+    found = np.empty((2, *shape), np.float32)
+    sides = (spread, other_spread)
+
+    def solve(task: int) -> None:
+        side, problem = divmod(task, n_problems)
+        place = np.unravel_index(problem, shape[:2])
+        found[(side, *place)] = _axes(sides[side][place], sides[1 - side][place], rank)
+
+    _each(2 * n_problems, solve, n_threads)
+    return found[0], found[1]
 
 
-def _axes(own: Float64, other: Float64, rank: int) -> Float32:
+def _axes(own: Float64, other: Float64, rank: int) -> Float64:
     """Leading axes of rows with covariance ``own`` under the metric other^(1/2)."""
     values, vectors = np.linalg.eigh(other)
-    root = vectors * np.maximum(values, 0)[..., None, :] ** 0.25
-    _, leading = np.linalg.eigh(root.swapaxes(-1, -2) @ own @ root)
-    return np.ascontiguousarray((root @ leading[..., ::-1][..., :rank]).swapaxes(-1, -2), np.float32)
+    root = vectors * np.maximum(values, 0) ** 0.25
+    _, leading = np.linalg.eigh(root.T @ own @ root)
+    return (root @ leading[:, ::-1][:, :rank]).T
 
 
-def leading_axes(covariance: Float64, rank: int) -> Float32:
+def leading_axes(covariance: Float64, rank: int, n_threads: int) -> Float32:
     """The ``rank`` directions of largest variance, (..., rank, D)."""
-    _, vectors = np.linalg.eigh(covariance)
-    return np.ascontiguousarray(vectors[..., ::-1][..., :rank].swapaxes(-1, -2), np.float32)
+    found = np.empty((*covariance.shape[:-2], rank, covariance.shape[-1]), np.float32)
+
+    def solve(task: int) -> None:
+        place = np.unravel_index(task, covariance.shape[:-2])
+        found[place] = np.linalg.eigh(covariance[place])[1][:, ::-1][:, :rank].T
+
+    _each(int(np.prod(covariance.shape[:-2])), solve, n_threads)
+    return found
+
+
+def _each(n_tasks: int, function: Callable[[int], None], n_threads: int) -> None:
+    """Small problems of linear algebra on our threads; BLAS' own would wait for each other."""
+    numbers = count()
+
+    def draw() -> None:
+        while (task := next(numbers)) < n_tasks:
+            function(task)
+
+    with single:
+        _threads.run(draw, min(n_threads, n_tasks))
 
 
 def group_along(rows: Float32, tokens: Tokens, axes: Float32, n_clusters: Int64, n_threads: int) -> Grouping:

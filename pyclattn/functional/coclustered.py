@@ -19,10 +19,10 @@ LOG2E = math.log2(math.e)
 SHORTEST = 1024
 # Query clusters of one task: a panel of the widest instruction set; fewer where there would be few tasks.
 CHUNKS, ENOUGH_TASKS = (48, 32, 16), 12
-# Centroids that share each block of keys while their masses are taken: four panels.
+# Centroids of one task while a sample of keys is scored.
 PANELS = 192
-# Keys that the threshold is found from: about 65,000 pairs tell the share of one in 160 to 5 %.
-SAMPLED_PAIRS, SAMPLED_KEYS = 65_536, (64, 512)
+# Keys that the threshold is found from, with every query cluster: of 512 x 110 pairs one in 40 are found to 3 %.
+SAMPLED_KEYS = 512
 # Bytes of sorted rows and their kin that are worked on at a time; a single head may need more.
 ROUND_BYTES = 64 << 20
 # Tokens of a round, so that its working memory does not grow with the batch.
@@ -210,13 +210,11 @@ def _round(
     key_grouping = group_along(k, key_tokens, key_axes, clusters[1], n_threads)
     centroids, spreads = _centroids(q, tokens, grouping, factor, n_threads)
     rows, key_scores, slopes, value_axes, squares = _sorted(k, v, bias, key_tokens, key_grouping, rank, n_threads)
-    logs, limits = _limits(
-        centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads
-    )  # fmt: skip
+    limits = _limits(centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads)
     chunk, tasks = _cut(grouping, len(rows))
     launch(
         "coclusters.attend", n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
-        grouping.cluster_offsets, logs, limits, rows, key_scores, key_grouping.member_offsets,
+        grouping.cluster_offsets, limits, rows, key_scores, key_grouping.member_offsets,
         key_grouping.cluster_offsets, slopes, value_axes, squares, factor * LOG2E, tasks, chunk, out,
     )  # fmt: skip
 
@@ -248,7 +246,7 @@ def _sorted(
         "coclusters.sort_rows", n_threads, k, v, spread_bias, tokens.spans[grouping.sequences, 0], grouping.order,
         grouping.member_offsets, tasks, CLUSTER_CHUNK, rows, centers,
     )  # fmt: skip
-    axes = leading_axes(covariances(*_residuals(rows, centers, tokens, grouping, depth), n_threads), rank)
+    axes = leading_axes(covariances(*_residuals(rows, centers, tokens, grouping, depth), n_threads), rank, n_threads)
     slopes = np.zeros((n_heads, n_clusters, rank * width), np.float32)
     squares = np.zeros((n_heads, n_clusters, rank), np.float32)
     radii = np.empty((n_heads, n_tokens, 2), np.float32)
@@ -285,26 +283,24 @@ def _residuals(
 def _limits(
     centroids: Float32, spreads: Float32, grouping: Grouping, rows: Float32, key_scores: Float32,
     key_tokens: _ragged.Tokens, n_exact: int, n_threads: int,
-) -> tuple[Float32, Float32]:  # fmt: skip
-    """log2 of each centroid's mass, and the limit above which its logit + key score makes a key exact."""
+) -> Float32:  # fmt: skip
+    """For each centroid the limit above which its logit + key score makes a key exact."""
     n_heads, n_clusters, _ = centroids.shape
     counts = np.diff(grouping.cluster_offsets)
-    fewest, most = SAMPLED_KEYS
-    n_samples = max(fewest, min(most, SAMPLED_PAIRS // int(counts.max())))
     logs, limits = np.empty((n_heads, n_clusters), np.float32), np.empty((n_heads, n_clusters), np.float32)
-    sample = np.empty((n_heads, n_clusters, n_samples), np.float32)
+    sample = np.empty((n_heads, n_clusters, SAMPLED_KEYS), np.float32)
     tasks = _ragged.per_chunk(counts, n_heads, PANELS)
     tasks[:, 2] += grouping.cluster_offsets[tasks[:, 0]]
     launch(
         "coclusters.weigh", n_threads, centroids, grouping.cluster_offsets, rows, key_tokens.spans, tasks, PANELS,
-        logs, sample,
+        sample, logs,
     )  # fmt: skip
     share = (n_exact / np.maximum(key_tokens.lengths, 1)).astype(np.float32)
     launch(
         "coclusters.thresholds", n_threads, sample, logs, spreads, key_scores, grouping.cluster_offsets,
-        grouping.member_offsets, key_tokens.spans, share, _ragged.per_head(len(counts), n_heads), limits,
+        grouping.member_offsets, key_tokens.spans, share, np.arange(len(counts))[:, None].copy(), limits,
     )  # fmt: skip
-    return logs, limits
+    return limits
 
 
 def _cut(grouping: Grouping, n_heads: int) -> tuple[int, Int64]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
-from pyclattn.graph.blas import single
+from pyclattn._blas import single
 from pyclattn.graph.memory import ALIGNMENT
 from pyclattn.graph.ops import TABLE
 from pyclattn.graph.planner import (

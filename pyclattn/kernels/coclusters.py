@@ -26,27 +26,29 @@ def _weight_above(ordered, sizes, bound):
 def thresholds(
     sample, logs, spreads, key_scores, cluster_offsets, member_offsets, spans, share, tasks, limits, counter
 ):
-    """Each cluster's limit, from one threshold a sequence and head; found bit by bit, nothing is sorted."""
-    n_samples = sample.shape[2]
-    own = np.empty(n_samples, np.float32)
+    """Each cluster's limit, from one threshold a sequence; found bit by bit, nothing is sorted."""
+    n_heads, _, n_samples = sample.shape
     while True:
         task = draw(counter)
         if task >= len(tasks):
             break
-        sequence, head = tasks[task, 0], tasks[task, 1]
+        sequence = tasks[task, 0]
         start, n = spans[sequence, 1], spans[sequence, 2] - spans[sequence, 1]
-        first, last = cluster_offsets[sequence], cluster_offsets[sequence + 1]
-        for i in range(n_samples):
-            own[i] = key_scores[head, start + i * n // n_samples]
-        sizes = np.empty(last - first, np.int64)
-        errors = np.empty((last - first, n_samples), np.float32)
-        for c in range(last - first):
-            sizes[c] = member_offsets[head, first + c + 1] - member_offsets[head, first + c]
-            offset = spreads[head, first + c] - logs[head, first + c]
+        first = cluster_offsets[sequence]
+        n_clusters = cluster_offsets[sequence + 1] - first
+        sizes = np.empty(n_heads * n_clusters, np.int64)
+        errors = np.empty((n_heads * n_clusters, n_samples), np.float32)
+        own = np.empty(n_samples, np.float32)
+        for head in range(n_heads):
             for i in range(n_samples):
-                errors[c, i] = (sample[head, first + c, i] + own[i]) + offset
+                own[i] = key_scores[head, start + i * n // n_samples]
+            for c in range(n_clusters):
+                offset = spreads[head, first + c] - logs[head, first + c]
+                sizes[head * n_clusters + c] = member_offsets[head, first + c + 1] - member_offsets[head, first + c]
+                for i in range(n_samples):
+                    errors[head * n_clusters + c, i] = (sample[head, first + c, i] + own[i]) + offset
         ordered = errors.view(np.int32)  # whole numbers in the order of the floats
-        for c in range(last - first):
+        for c in range(len(sizes)):
             for i in range(n_samples):
                 ordered[c, i] ^= (ordered[c, i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
         most = np.int64(np.float64(share[sequence]) * np.float64(sizes.sum() * n_samples))
@@ -63,6 +65,7 @@ def thresholds(
         threshold = bits.view(np.float32)[0]
         if most >= sizes.sum() * n_samples:
             threshold = -NEVER
-        for c in range(last - first):
-            offset = spreads[head, first + c] - logs[head, first + c]
-            limits[head, first + c] = threshold - offset if sizes[c] > 0 else NEVER
+        for head in range(n_heads):
+            for c in range(n_clusters):
+                offset = spreads[head, first + c] - logs[head, first + c]
+                limits[head, first + c] = threshold - offset if sizes[head * n_clusters + c] > 0 else NEVER

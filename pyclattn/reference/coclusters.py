@@ -67,9 +67,9 @@ def moments(
 
 def weigh(
     centroids: Float32, cluster_offsets: Int64, rows: Float32, spans: Int64, tasks: Int64, chunk: int,
-    logs: Float32, sample: Float32, counter: Int64,
+    sample: Float32, logs: Float32, counter: Int64,
 ) -> None:  # fmt: skip
-    """log2 of the sum of 2^logit over all keys for each centroid, and its logits of an even sample of the sorted keys.
+    """Each centroid's logits of an even sample of the sorted keys, and log2 of the sum of 2^logit that it speaks for.
 
     A task is [sequence, head, first cluster].
     """
@@ -77,11 +77,11 @@ def weigh(
     for sequence, head, first in drawn(tasks, counter):
         _, start, stop = spans[sequence].tolist()
         clusters = slice(first, min(first + chunk, int(cluster_offsets[sequence + 1])))
-        keys = rows[head, start:stop, :depth].astype(np.float64)
+        keys = rows[head, start + sample_places(stop - start, n_samples), :depth].astype(np.float64)
         logits = centroids[head, clusters].astype(np.float64) @ keys.T
         peak = logits.max(axis=-1)
-        logs[head, clusters] = np.log2(np.exp2(logits - peak[:, None]).sum(axis=-1)) + peak
-        sample[head, clusters] = logits[:, sample_places(stop - start, n_samples)]
+        logs[head, clusters] = np.log2(np.exp2(logits - peak[:, None]).mean(axis=-1) * (stop - start)) + peak
+        sample[head, clusters] = logits
 
 
 def sample_places(n: int, n_samples: int) -> Int64:
@@ -95,35 +95,34 @@ def thresholds(
 ) -> None:  # fmt: skip
     """Each cluster's limit: a row is taken where its logit + key score is above.
 
-    One threshold a sequence and head on logit + key score - logs + spreads, the log of the error that a key makes in
-    the tail: the least that at most ``share`` of the sampled keys are above, a cluster counting as often as it has
-    members. A cluster without members takes nothing. A task is [sequence, head].
+    One threshold a sequence, for all its heads, on logit + key score - logs + spreads, the log of the error that a key
+    makes in the tail: the least that at most ``share`` of the sampled keys are above, a cluster counting as often as
+    it has members. A cluster without members takes nothing. A task is [sequence].
     """
-    for sequence, head in drawn(tasks, counter):
+    for (sequence,) in drawn(tasks, counter):
         _, start, stop = spans[sequence].tolist()
         clusters = slice(int(cluster_offsets[sequence]), int(cluster_offsets[sequence + 1]))
-        sizes = np.diff(member_offsets[head, clusters.start : clusters.stop + 1])
-        own = key_scores[head, start + sample_places(stop - start, sample.shape[2])]
-        offset = spreads[head, clusters] - logs[head, clusters]
-        errors = (sample[head, clusters] + own) + offset[:, None]
+        sizes = np.diff(member_offsets[:, clusters.start : clusters.stop + 1], axis=1)
+        own = key_scores[:, start + sample_places(stop - start, sample.shape[2])]
+        offset = spreads[:, clusters] - logs[:, clusters]
+        errors = (sample[:, clusters] + own[:, None]) + offset[..., None]
         ranked = np.argsort(-errors, axis=None, kind="stable")
-        above = np.cumsum(np.repeat(sizes, errors.shape[1])[ranked])
+        above = np.cumsum(np.repeat(sizes, errors.shape[2])[ranked])
         first_too_many = int(np.searchsorted(above, int(float(share[sequence]) * above[-1]), side="right"))
         threshold = errors.ravel()[ranked[first_too_many]] if first_too_many < len(ranked) else np.float32(-NEVER)
-        limits[head, clusters] = np.where(sizes > 0, threshold - offset, np.float32(NEVER))
+        limits[:, clusters] = np.where(sizes > 0, threshold - offset, np.float32(NEVER))
 
 
 def attend(
     query: Float32, query_spans: Int64, order: Int64, member_offsets: Int64, centroids: Float32,
-    cluster_offsets: Int64, logs: Float32, limits: Float32, rows: Float32, key_scores: Float32, key_bounds: Int64,
+    cluster_offsets: Int64, limits: Float32, rows: Float32, key_scores: Float32, key_bounds: Int64,
     key_cluster_offsets: Int64, slopes: Float32, axes: Float32, spreads: Float32, factor: float, tasks: Int64,
     chunk: int, out: Float32, counter: Int64,
 ) -> None:  # fmt: skip
     """Each query sees the rows its cluster takes, and of every cluster of keys the rest as one mean row with a slope.
 
-    A task is [sequence, head, first query cluster]. ``logs`` and ``limits`` as `weigh` and `thresholds` left them,
-    ``slopes`` as `moments`, ``spreads`` (n_sequences, heads, rank): mean square of the keys on each axis, within
-    clusters; ``factor`` is scale times log2 e.
+    A task is [sequence, head, first query cluster]. ``limits`` as of `thresholds`, ``slopes`` of `moments`, ``spreads``
+    (n_sequences, heads, rank): mean square of the keys on each axis, within clusters; ``factor`` is scale times log2 e.
     """
     for sequence, head, first in drawn(tasks, counter):
         batch = int(query_spans[sequence, 0])
@@ -135,24 +134,25 @@ def attend(
             bounds = key_bounds[head, own.start : own.stop + 1]
             out[batch, head, members] = _attend_cluster(
                 query[batch, head, members].astype(np.float64) * factor, centroids[head, c].astype(np.float64),
-                float(logs[head, c]), limits[head, c], rows[head, bounds[0] : bounds[-1]],
+                limits[head, c], rows[head, bounds[0] : bounds[-1]],
                 key_scores[head, bounds[0] : bounds[-1]], bounds - bounds[0], slopes[head, own],
                 axes[sequence, head].astype(np.float64), spreads[sequence, head],
             )  # fmt: skip
 
 
-def _attend_cluster(query, centroid, log, limit, rows, key_scores, bounds, slopes, axes, spreads):
+def _attend_cluster(query, centroid, limit, rows, key_scores, bounds, slopes, axes, spreads):
     """Members (n, D) of one cluster."""
     depth, width = len(centroid), rows.shape[1] - len(centroid)
     logits = rows[:, :depth].astype(np.float64) @ centroid
     taken = logits.astype(np.float32) + key_scores > limit
-    weights = np.where(taken, 0.0, np.exp2(np.minimum(logits - log, 0.0)))
+    peak = logits.max()
+    weights = np.where(taken, 0.0, np.exp2(logits - peak))
     masses = np.array([weights[a:b].sum() for a, b in pairwise(bounds)])
     left = np.flatnonzero(masses > 0)
     tail = np.stack([weights[bounds[j] : bounds[j + 1]] @ rows[bounds[j] : bounds[j + 1]] / masses[j] for j in left]
                     or [np.zeros(rows.shape[1])])[: len(left)]  # fmt: skip
     # the mean row's own logit: at the centroid its score is the log of the mass it stands for
-    tail[:, depth - 1] = np.log2(masses[left]) + log - tail[:, : depth - 1] @ centroid[:-1]
+    tail[:, depth - 1] = np.log2(masses[left]) + peak - tail[:, : depth - 1] @ centroid[:-1]
     seen = np.concatenate([tail, rows[taken].astype(np.float64)])
     scores = np.concatenate([query, np.ones((len(query), 1))], axis=1) @ seen[:, :depth].T
     p = np.exp2(scores - scores.max(axis=-1, keepdims=True))

@@ -16,7 +16,7 @@ from pyclattn.errors import (
     ShapeError,
     UnsupportedOpError,
 )
-from pyclattn.graph.blas import single
+from pyclattn._blas import single
 from pyclattn.graph.executor import N_PLANS, Executor
 from pyclattn.graph.memory import ALIGNMENT, Buffer, place
 from pyclattn.graph.program import MAX_DEPTH, Op, Program, Value

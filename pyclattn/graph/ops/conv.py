@@ -7,9 +7,9 @@ from itertools import product as every
 
 import numpy as np
 
+from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.graph import blocks
-from pyclattn.graph.blas import single
 from pyclattn.graph.ops.linear import SPLIT
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.ops.windows import Slots, Window, padded, sliding, window

@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
 from pyclattn.functional.dense import ACTIVATIONS as TILE_ACTIVATIONS
 from pyclattn.functional.dense import bound_linear
 from pyclattn.graph import blocks
-from pyclattn.graph.blas import single
 from pyclattn.graph.ops import functions as f
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple

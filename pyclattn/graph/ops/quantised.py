@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
 from pyclattn.graph import blocks
-from pyclattn.graph.blas import single
 from pyclattn.graph.ops.conv import convolution
 from pyclattn.graph.ops.linear import SPLIT, general_matmul
 from pyclattn.graph.ops.registry import element_type, op

@@ -1,8 +1,7 @@
 """Hold NumPy's BLAS to one thread during a run.
 
-The executor cuts products over the library's own threads, so that activations are computed in cache and nothing
-spins. BLAS must then not start threads of its own. Its setting belongs to the host: it is put back when the last run
-ends.
+Work is cut over the library's own threads, so that it stays in cache and nothing spins. BLAS must then not start
+threads of its own. Its setting belongs to the host: it is put back when the last run ends.
 """
 
 from __future__ import annotations
@@ -47,9 +46,15 @@ class _Single:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._functions = _functions()
+        self._found: list = []  # what `_functions` found, asked when first needed: it takes a millisecond
         self._inside = 0
         self._before = 1
+
+    @property
+    def _functions(self):
+        if not self._found:
+            self._found = [_functions()]
+        return self._found[0]
 
     @property
     def works(self) -> bool:
