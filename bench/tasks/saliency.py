@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.tasks.captures import captured
 from bench.tasks.fetch import ASTRONAUT, SALIENCY, FetchError, fetch
+from bench.tasks.workers import peak_memory
 from pyclattn import _threads
 from pyclattn.errors import PyclattnError
 
@@ -98,17 +100,11 @@ def work(engine: str, pixels: Path, heat: Path, n_threads: int) -> None:
     print(json.dumps({"seconds": min(seconds[1:]), "first": seconds[0], "bytes": peak_memory()}))
 
 
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage also counts what the parent held when it started this process
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+def capture(size: int = SIZE, n_threads: int | None = None) -> dict[str, np.ndarray]:
+    """What the attentions are given: ``"<layer>.self.q"``, k and v, each (6, tokens, 64); see `captured`."""
+    model = _model("exact", _threads.resolve(n_threads))
+    names = [f"{i}.self" for i in range(len(model.attentions))]
+    return captured(lambda: model.run(None, {"input_image": normalised(size, size)}), names)
 
 
 # -- all engines ------------------------------------------------------------------------------------------------------
