@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {
     "attention": "exact and clustered attention against their peers, their bars and the border between rooms",
+    "dense": "products with a constant weight, against NumPy, ONNX Runtime and PyTorch",
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
 }

@@ -24,9 +24,9 @@ from bench.rows import Row, tokens
 from bench.speed import Settings
 from bench.subjects import call
 from pyclattn import _dispatch, _threads
-from pyclattn.functional import _grouping, clustered, exact
+from pyclattn.functional import _grouping, clustered, dense, exact
 
-CALLERS: tuple[ModuleType, ...] = (_grouping, clustered, exact)
+CALLERS: tuple[ModuleType, ...] = (_grouping, clustered, dense, exact)
 STAGES = {
     "hash": ("clustering.hash_rows",),
     "lloyd": ("clustering.hamming_lloyd", "clustering.hamming_assign", "clustering.hamming_update"),
@@ -96,13 +96,13 @@ class Launch:
     arguments: tuple[Any, ...]
 
 
-def record(function: Callable[[], object]) -> list[Launch]:
-    """The first launch of each kernel in a call."""
+def record(function: Callable[[], object], keep: Callable[[Any], Any] = copy.deepcopy) -> list[Launch]:
+    """The first launch of each kernel in a call; ``keep`` takes its arguments as they are before it."""
     found: dict[str, Launch] = {}
 
     def note(launch: Callable[..., None], kernel: str, n_threads: int, *arguments: Any) -> None:
         if kernel not in found:
-            found[kernel] = Launch(kernel, copy.deepcopy(arguments))
+            found[kernel] = Launch(kernel, keep(arguments))
         launch(kernel, n_threads, *arguments)
 
     with wrapped(note):
@@ -139,12 +139,22 @@ def border(settings: Settings) -> Iterator[Row]:
         n_threads = 2 if case is long else 1
         for launch in record(partial(call, function, small, x, n_threads, **more)):
             recorded.setdefault(launch.kernel, (small, launch))
+    layer = Case(512, n_heads=1)
+    for launch in record(partial(_dense_layer, layer.length), keep=tuple):  # a copy of panels would not be aligned
+        recorded[launch.kernel] = layer, launch
     for kernel, owner in _dispatch.OWNERS.items():
         if kernel not in recorded:
             yield Row("border", kernel, "", None, note="no case launches it")
             continue
         case, launch = recorded[kernel]
         yield _border_row(kernel, owner, case, launch, settings.rounds)
+
+
+def _dense_layer(n_rows: int) -> None:
+    """The widest layer of a small transformer."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((n_rows, 384), (384, 1536)))
+    dense.linear(x, dense.pack_weight(weight), np.zeros(1536, np.float32), activation="gelu", n_threads=1)
 
 
 def _border_row(kernel: str, owner: str, case: Case, launch: Launch, rounds: int) -> Row:
