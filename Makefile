@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SECONDS ?= 60
 SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h pyclattn/_ext/lanes_*.c)
 
-.PHONY: demo test lint bench parity readme clean
+.PHONY: demo test lint fuzz bench parity readme clean
 
 $(VENV)/built: setup.py pyproject.toml $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +28,10 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	PATH="$(BIN):$$PATH" $(BIN)/cython-lint pyclattn/_ext
 	$(BIN)/mypy
+
+# Hostile files against the three readers; `python tests/fuzz --help` has more.
+fuzz: $(VENV)/built
+	$(BIN)/python tests/fuzz --seconds $(SECONDS)
 
 bench: $(VENV)/built
 	$(BIN)/python -m pip install --quiet ".[bench]"

@@ -22,7 +22,7 @@ BESIDE = (
     "rng_state", "scaler", "grad_scaler", "amp",
 )  # fmt: skip
 MAX_DEPTH = 64
-MAX_NODES = 2_000_000
+MAX_NODES = 500_000
 MAX_NAMES = 32 << 20  # characters of all names together
 BARE = "tensor"  # the name of a tensor that was saved by itself
 

@@ -143,7 +143,7 @@ BOMBS = {
     "bytearray(10^12)": (run(Global("builtins", "bytearray"), 10**12), "makes bytes"),
     "list(range) of text": (run(Global("builtins", "list"), "x" * 100), "makes a container of a str"),
     "a line without an end": (code(b"V" + b"x" * MANY), "line without an end"),
-    "many short lines": (code(b"(" + b"V\n" * (MANY // 2) + b"l."), ""),
+    "many short lines": (code(b"(" + b"V\n" * (MANY // 8) + b"l."), ""),
     "no end": (code(b"}" * 10), "STOP"),
     "an empty stack": (code(b"s."), "stack"),
     "objects left behind": (code(b"NN."), "more than one"),
