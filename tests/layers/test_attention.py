@@ -79,6 +79,34 @@ def test_queries_and_keys_may_share_a_projection():
     np.testing.assert_allclose(layer(x, context)[0], naive.multi_head(x[0], context[0], pairs(same), HEADS), atol=1e-5)
 
 
+def test_a_shared_projection_turns_once():
+    linears = parts()
+    del linears["key"]
+    x, rotary = random(1, 8, WIDTH), Rotary.of(DIM)
+    turns = np.arange(8)[:, None] * rotary.frequencies.astype(np.float64)
+    expected = naive.multi_head(x[0], x[0], pairs({**linears, "key": linears["query"]}), HEADS, turns=turns)
+    np.testing.assert_allclose(MultiHeadAttention(HEADS, rotary=rotary, **linears)(x)[0], expected, atol=1e-5)
+
+
+def test_a_context_has_angles_and_offsets_of_its_own():
+    linears = parts()
+    layer, rotary = MultiHeadAttention(HEADS, **linears), Rotary.of(DIM, layout="interleaved")
+    x, context = random(7, WIDTH), random(9, WIDTH, seed=1)
+    angles = rotary.angles([3, 1, 4, 1, 5, 9, 2]), rotary.angles([2, 7, 1, 8, 2, 8, 1, 8, 2])
+    packed = layer(x, context, offsets=[0, 4, 7], key_offsets=[0, 2, 9], angles=angles)
+    for a, b in ((slice(0, 4), slice(0, 2)), (slice(4, 7), slice(2, 9))):
+        own = tuple(Angles(each.cos[i], each.sin[i], "interleaved") for each, i in zip(angles, (a, b)))
+        np.testing.assert_array_equal(layer(x[None, a], context[None, b], angles=own)[0], packed[a])
+    # only differences of positions count
+    later = rotary.angles([103, 101, 104, 101]), rotary.angles([102, 107])
+    own = tuple(Angles(each.cos[i], each.sin[i], "interleaved") for each, i in zip(angles, (slice(4), slice(2))))
+    np.testing.assert_allclose(
+        layer(x[None, :4], context[None, :2], angles=later),
+        layer(x[None, :4], context[None, :2], angles=own),
+        atol=1e-4,
+    )
+
+
 @pytest.mark.parametrize("n_rotated", [2, 4, 6])
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_rotary(layout, n_rotated):

@@ -1,6 +1,7 @@
 """Linear, norms, Embedding, FeedForward beside plain loops."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -75,6 +76,17 @@ def test_a_feed_forward_of_many_rows_is_that_of_each():
     np.testing.assert_array_equal(
         together, np.concatenate([layer(x[i : i + 500], n_threads=1) for i in range(0, 2500, 500)])
     )
+
+
+def test_hidden_features_never_exist_all_at_once():
+    up, down = Linear(random(256, 8)), Linear(random(8, 256))
+    x, layer = random(16_384, 8), FeedForward(up, down)
+    layer(x[:1])
+    tracemalloc.start()
+    layer(x)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16_384 * 256 * 4 / 4
 
 
 def test_weights_are_float32_and_stay():
