@@ -41,6 +41,7 @@ parity: $(VENV)/built
 	$(BIN)/python -m pip install --quiet "torch==2.13.0" "transformers>=5" onnxscript
 	$(BIN)/python -m pytest -m torch
 	$(BIN)/python -m bench.parity
+	$(BIN)/python -m bench.weights
 
 clean:
 	rm -rf $(VENV) build *.egg-info pyclattn/_ext/*.so

@@ -105,6 +105,33 @@ TIS_TRANSFORMER = File(
     "b7cd437344071ae6fc3dad890b74e825693e98df84d4c9754d228b58b0cafdf6",
     128,
 )
+_TIS = "transcript_transformer/pretrained/tt_models/Homo_sapiens.GRCh38.113_f"
+TIS_FOLDS = (  # the same model trained on other parts of the genome
+    File(
+        TIS_TRANSFORMER.package,
+        f"{_TIS}0.tt.ckpt",
+        "b3bdc664f0c40d940d7cd83a76c265bf75a5ff012d22a2118f8a09b99b15c70c",
+        128,
+    ),
+    File(
+        TIS_TRANSFORMER.package,
+        f"{_TIS}1.tt.ckpt",
+        "b72d071524105fa066ff747ea553abc87ccbe939c126093a303f80716afeb86b",
+        128,
+    ),
+    File(
+        TIS_TRANSFORMER.package,
+        f"{_TIS}2.tt.ckpt",
+        "93e4fc6deac0196a0506077f5cb3d025474a94a2cb4726447b45abb79c2265d2",
+        128,
+    ),
+    File(
+        TIS_TRANSFORMER.package,
+        f"{_TIS}3.tt.ckpt",
+        "f8613ac5c045ad593b3d69e54b62a785a66955ba85af67438f4592a0e6e1289e",
+        128,
+    ),
+)
 HUMAN_GENES = File(
     "emboss-test",
     "usr/share/EMBOSS/test/genbank/gbpri1.seq",
