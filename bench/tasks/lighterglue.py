@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.tasks.xfeat import Features
+from pyclattn import _threads
+from pyclattn._blas import single
+from pyclattn.graph import blocks
 from pyclattn.graph.ops.functions import gelu
 from pyclattn.layers import Angles, LayerNorm, Linear, MultiHeadAttention, Rotary, from_weights
 
 N_LAYERS = 6
 # A match is kept from this probability on.
 LEAST = 0.1
-# Rows of the matrix of scores that exist at once: 256 x 8,192 float32 = 8 MB.
-BLOCK = 256
+# Rows of the matrix of scores that exist at once: 128 x 8,192 float32 = 4 MB.
+BLOCK = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ class LighterGlue:
         factor = np.float32(x0.shape[-1] ** -0.25)
         points = (self.project(x)[0] * factor for x in (x0, x1))
         known = (log_sigmoid(self.matchable(x)[0, :, 0]) for x in (x0, x1))
-        return mutual(*points, *known)
+        return mutual(*points, *known, self.how["n_threads"])
 
     def angles(self, features: Features) -> Angles:
         """Rotations by place: pixels from the middle, in units of half the longer side."""
@@ -97,7 +100,9 @@ def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return -np.logaddexp(np.float32(0), -x)
 
 
-def mutual(a: np.ndarray, b: np.ndarray, known_a: np.ndarray, known_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mutual(
+    a: np.ndarray, b: np.ndarray, known_a: np.ndarray, known_b: np.ndarray, n_threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs that are each other's best under a softmax over rows times one over columns, and their probabilities.
 
     Parameters
@@ -106,6 +111,7 @@ def mutual(a: np.ndarray, b: np.ndarray, known_a: np.ndarray, known_b: np.ndarra
     b : array (M, D)
     known_a, known_b : array (N,), (M,)
         Log of the chance that a point has a partner at all.
+    n_threads : int, optional
 
     Returns
     -------
@@ -115,28 +121,51 @@ def mutual(a: np.ndarray, b: np.ndarray, known_a: np.ndarray, known_b: np.ndarra
     """
     if not len(a) or not len(b):
         return np.empty((0, 2), np.int64), np.empty(0, np.float32)
-    rows = [slice(i, i + BLOCK) for i in range(0, len(a), BLOCK)]
-    over_rows, over_columns = np.empty(len(a), np.float32), np.full(len(b), -np.inf, np.float32)
-    for part in rows:
-        scores = a[part] @ b.T
-        over_rows[part] = log_sum_exp(scores, 1)
-        np.logaddexp(over_columns, log_sum_exp(scores, 0), out=over_columns)
+    threads = _threads.resolve(n_threads)
+    over_rows, over_columns = log_sums(a, b, threads)
+    # both sums enter the product as two more features
+    ones = np.ones((max(len(a), len(b)), 1), np.float32)
+    a = np.concatenate([2 * a, (known_a - over_rows)[:, None], ones[: len(a)]], 1)
+    b = np.concatenate([b, ones[: len(b)], (known_b - over_columns)[:, None]], 1)
     best, chance = np.empty(len(a), np.int64), np.empty(len(a), np.float32)
-    highest = np.full(len(b), -np.inf, np.float32)  # of each column
-    for part in rows:
-        scores = 2 * (a[part] @ b.T)
-        scores += (known_a - over_rows)[part, None]
-        scores += known_b - over_columns
-        best[part] = scores.argmax(1)
-        chance[part] = scores[np.arange(len(scores)), best[part]]
-        np.maximum(highest, scores.max(0), out=highest)
+
+    def choose(rows: slice, highest: np.ndarray) -> None:
+        scores = a[rows] @ b.T
+        scores.argmax(1, out=best[rows])
+        chance[rows] = scores[np.arange(len(scores)), best[rows]]
+        scores.max(0, out=highest)
+
+    highest = over_blocks(choose, len(a), len(b), threads).max(0)
     kept = np.flatnonzero((chance == highest[best]) & (np.exp(chance) > LEAST))
     _, first = np.unique(best[kept], return_index=True)  # of rows that are equally good
     kept = np.sort(kept[first])
     return np.stack([kept, best[kept]], 1), np.exp(chance[kept])
 
 
+def log_sums(a: np.ndarray, b: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """log(sum(exp(a b^T))) of each row and of each column."""
+    over_rows = np.empty(len(a), np.float32)
+
+    def add(rows: slice, found: np.ndarray) -> None:
+        scores = a[rows] @ b.T
+        over_rows[rows] = log_sum_exp(scores, 1)
+        found[...] = log_sum_exp(scores, 0)
+
+    found = over_blocks(add, len(a), len(b), n_threads)
+    return over_rows, log_sum_exp(found, 0)
+
+
 def log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
     """log(sum(exp(x))) along an axis."""
     highest = x.max(axis, keepdims=True)
-    return np.log(np.exp(x - highest).sum(axis)) + highest.squeeze(axis)
+    powers = x - highest
+    np.exp(powers, powers)
+    return np.log(powers.sum(axis)) + highest.squeeze(axis)
+
+
+def over_blocks(task: Callable[[slice, np.ndarray], None], n_rows: int, n_columns: int, n_threads: int) -> np.ndarray:
+    """``task(rows, found)`` for all blocks of rows; what they found (blocks, columns)."""
+    found = np.empty((-(-n_rows // BLOCK), n_columns), np.float32)
+    with single:
+        blocks.share(lambda i: task(slice(i * BLOCK, (i + 1) * BLOCK), found[i]), len(found), n_threads)()
+    return found

@@ -58,7 +58,7 @@ def test_lighterglue_says_what_a_file_lacks(glue):
         lighterglue.LighterGlue(lacking)
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 700), (700, 5), (600, 520), (0, 4), (4, 0)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 700), (700, 5), (600, 520), (128, 129), (0, 4), (4, 0)])
 def test_mutual_in_blocks_is_mutual_at_once(n, m):
     rng = np.random.default_rng(n + m)
     b = 3 * rng.standard_normal((m, 16)).astype(np.float32)
