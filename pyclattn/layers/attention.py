@@ -12,8 +12,8 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Given
-from pyclattn.errors import ArgumentError, ShapeError
-from pyclattn.functional._check import packed_offsets
+from pyclattn.errors import ArgumentError, DTypeError, ShapeError
+from pyclattn.functional._check import bool_mask, packed_offsets
 from pyclattn.graph.ops.attention import METHODS as _METHODS
 from pyclattn.layers import _check
 from pyclattn.layers.basic import Linear
@@ -177,7 +177,7 @@ class MultiHeadAttention:
         offsets: Given = None,
         key_offsets: Given = None,
         positions: Given = None,
-        angles: Angles | None = None,
+        angles: Angles | tuple[Angles, Angles] | None = None,
         add: Given = None,
         attention: Method | None = None,
         n_threads: int | None = None,
@@ -206,6 +206,8 @@ class MultiHeadAttention:
         float32 array (B, L, width), or (T, width)
         """
         n_threads = _threads.resolve(n_threads)
+        if key_padding_mask is not None and offsets is None:
+            bool_mask("key_padding_mask", key_padding_mask, np.shape(x if context is None else context)[:2])
         heads = self.heads(x, context, offsets=offsets, positions=positions, angles=angles, n_threads=n_threads)
         joined = self.attend(
             heads, attn_mask=attn_mask, key_padding_mask=key_padding_mask, is_causal=is_causal, offsets=offsets,
@@ -237,6 +239,8 @@ class MultiHeadAttention:
         n_threads, is_packed = _threads.resolve(n_threads), offsets is not None
         q, k, v = self._projections
         x = _check.tokens("MultiHeadAttention", x, q.n_in, is_packed)
+        if is_packed:
+            packed_offsets("offsets", offsets, len(x))
         source = x
         if context is not None:
             source = _check.tokens("MultiHeadAttention", context, v.n_in, is_packed, "context")
@@ -271,6 +275,8 @@ class MultiHeadAttention:
                 raise ArgumentError("rotary attention to a context needs angles=(of the tokens, of the context)")
             angles = self.rotary.angles(_places(x.shape[-2], offsets) if positions is None else positions)
         pair = angles if isinstance(angles, tuple) else (angles, angles if context is None else None)
+        if len(pair) != 2 or not all(each is None or isinstance(each, Angles) for each in pair):
+            raise DTypeError(f"angles must be Angles or a pair of them, got {type(pair[0]).__name__}")
         for each, array in zip(pair, (x, x if context is None else context)):
             if each is not None:
                 each.check(1 if offsets is not None else len(array), array.shape[-2], self.head_dim)
@@ -339,7 +345,7 @@ def _places(n_tokens: int, offsets: Given) -> np.ndarray:
     at = np.arange(n_tokens)
     if offsets is None:
         return at
-    offsets = packed_offsets("offsets", offsets, n_tokens)
+    offsets = np.asarray(offsets)
     return at - np.repeat(offsets[:-1], np.diff(offsets))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyclattn.errors import ArgumentError, ShapeError
+from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 from pyclattn.layers import Angles, Linear, MultiHeadAttention, Rotary, rotate
 from pyclattn.layers.attention import FUSED
 from tests.layers import naive
@@ -245,6 +245,8 @@ X = np.ones((1, 3, WIDTH), np.float32)
         (lambda: LAYER(X, angles=Rotary.of(8).angles(3)), ShapeError, ("6", "4")),
         (lambda: LAYER(X, attention={"method": "clustered", "topk": 3}), ArgumentError, ("topk",)),
         (lambda: MultiHeadAttention(HEADS, rotary=Rotary.of(DIM), **P)(X, X), ArgumentError, ("angles",)),
+        (lambda: LAYER(X, angles=(X, X)), DTypeError, ("Angles", "ndarray")),
+        (lambda: LAYER(X[0], offsets=[0, 3], key_padding_mask=np.zeros((1, 3), bool)), ShapeError, ("offsets",)),
         (lambda: Rotary.of(3), ArgumentError, ("even", "3")),
         (lambda: Rotary(X), ShapeError, ("frequencies", "(1, 3, 12)")),
         (lambda: Rotary(P["query"].weight).angles(3), ShapeError, ("12", "(3,)")),
