@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
 from pyclattn._blas import single
+from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
 from pyclattn.graph.memory import ALIGNMENT
 from pyclattn.graph.ops import TABLE
 from pyclattn.graph.planner import (

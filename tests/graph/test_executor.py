@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyclattn._blas import single
 from pyclattn.errors import (
     ArgumentError,
     DTypeError,
@@ -16,7 +17,6 @@ from pyclattn.errors import (
     ShapeError,
     UnsupportedOpError,
 )
-from pyclattn._blas import single
 from pyclattn.graph.executor import N_PLANS, Executor
 from pyclattn.graph.memory import ALIGNMENT, Buffer, place
 from pyclattn.graph.program import MAX_DEPTH, Op, Program, Value
