@@ -74,7 +74,8 @@ def load(
     path = Path(path)
     try:
         program = _reader(path)(path)
-        if path.suffix.lower() != ".safetensors":  # as the file has it; a converted model went through this before
+        # a converted model went through this before, and a folder is written with fused operators
+        if path.suffix.lower() != ".safetensors" and not path.is_dir():
             program, _ = optimize(program)
         return Model(program, attention=attention, n_threads=n_threads, max_memory=max_memory, path=str(path))
     except PyclattnError as error:
