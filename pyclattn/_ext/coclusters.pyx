@@ -19,34 +19,59 @@ cdef enum:
     SHARED = 4
 
 
-def covariances(const float[:, :, ::1] samples, const int64_t[:, ::1] tasks, float[:, :, ::1] out,
-                int64_t[::1] counter):
-    """out[p] = samples[p]^T samples[p] (see `pyclattn.reference.coclusters`)."""
+def covariances(
+    const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index, const int64_t[:, ::1] tasks,
+    float[:, :, :, ::1] out, int64_t[::1] counter,
+):
+    """Covariance of each sequence and head (see `pyclattn.reference.coclusters`)."""
     cdef:
         const tile_isa *isa
         float *memory
         float *s
         float *o
         float *ones
-        long n = samples.shape[1], depth = samples.shape[2], lanes, task, p, first, at, k, i, used, vectors
+        float *x
+        double *mean
+        const float *source
+        long depth = rows.shape[3], stride = rows.strides[2] // 4, most = 0
+        long lanes, task, sequence, head, first, used, vectors, k, d, n
+        int64_t at, start, stop
 
     with nogil:
         isa = current()
         lanes = isa.lanes
-        memory = new_floats((TILE_KEYS + depth + 1) * padded(lanes))
+        for task in range(spans.shape[0]):
+            most = max(most, spans[task, 2] - spans[task, 1])
+        memory = new_floats((TILE_KEYS + depth + 1) * padded(lanes) + 2 * padded(depth) + most * depth)
         if memory == NULL:
             with gil:
-                raise MemoryError("no memory for one block of covariances")
+                raise MemoryError("no memory for one sample of rows")
         s, o = memory, memory + TILE_KEYS * padded(lanes)
         ones = o + depth * padded(lanes)
-        for i in range(lanes):
-            ones[i] = 1
+        mean = <double *> (ones + padded(lanes))
+        x = <float *> mean + 2 * padded(depth)
+        for k in range(lanes):
+            ones[k] = 1
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
                 break
-            p, first = tasks[task, 0], 0
-            while first < depth:
+            sequence, head = tasks[task, 0], tasks[task, 1]
+            start, stop = spans[sequence, 1], spans[sequence, 2]
+            source, n = &rows[spans[sequence, 0], head, 0, 0], stop - start
+            for d in range(depth):
+                mean[d] = 0
+            for at in range(start, stop):
+                if at + 8 < stop:
+                    tile_prefetch(source + index[at + 8] * stride, depth)
+                memcpy(x + (at - start) * depth, source + index[at] * stride, depth * sizeof(float))
+                for d in range(depth):
+                    mean[d] += x[(at - start) * depth + d]
+            for k in range(n):
+                for d in range(depth):
+                    x[k * depth + d] -= <float> (mean[d] / n)
+            first = 0
+            while first < depth:  # as many columns at a time as a panel has lanes
                 used = min(lanes, depth - first)
                 vectors = (used + isa.vector - 1) // isa.vector
                 memset(o, 0, depth * lanes * sizeof(float))
@@ -54,10 +79,11 @@ def covariances(const float[:, :, ::1] samples, const int64_t[:, ::1] tasks, flo
                 at = 0
                 while at < n:
                     for k in range(min(TILE_KEYS, n - at)):
-                        memcpy(s + k * lanes, &samples[p, at + k, first], used * sizeof(float))
-                    isa.accumulate(&samples[p, at, 0], depth, min(TILE_KEYS, n - at), depth, s, vectors, ones, o)
+                        memcpy(s + k * lanes, x + (at + k) * depth + first, used * sizeof(float))
+                    isa.accumulate(x + at * depth, depth, min(TILE_KEYS, n - at), depth, s, vectors, ones, o)
                     at += TILE_KEYS
-                isa.store(o, ones, used, depth, 1.0, NULL, &out[p, first, 0], depth, NULL)
+                isa.store(o, ones, used, depth, <float> (1.0 / n) if n > 0 else 0, NULL,
+                          &out[sequence, head, first, 0], depth, NULL)
                 first += used
         free(memory)
 

@@ -12,7 +12,7 @@ from pyclattn.arrays import Float32, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
-from pyclattn.functional._metric import axes_between, covariances, group_along, leading_axes, strided
+from pyclattn.functional._metric import axes_between, group_along
 
 LOG2E = math.log2(math.e)
 # Shorter sequences are as fast exactly.
@@ -205,17 +205,17 @@ def _round(
     clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, n_threads: int,
 ) -> None:  # fmt: skip
     """Group both sides, sort the keys, find what is taken exactly, attend. As many heads of keys as of queries."""
-    axes, key_axes = axes_between(q, tokens, k, key_tokens, rank, n_threads)
+    axes, key_axes, slope_axes = axes_between(q, tokens, k, key_tokens, rank, n_threads)
     grouping = group_along(q, tokens, axes, clusters[0], n_threads)
     key_grouping = group_along(k, key_tokens, key_axes, clusters[1], n_threads)
     centroids, spreads = _centroids(q, tokens, grouping, factor, n_threads)
-    rows, key_scores, slopes, value_axes, squares = _sorted(k, v, bias, key_tokens, key_grouping, rank, n_threads)
+    rows, key_scores, slopes, squares = _sorted(k, v, bias, key_tokens, key_grouping, slope_axes, n_threads)
     limits = _limits(centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads)
     chunk, tasks = _cut(grouping, len(rows))
     launch(
         "coclusters.attend", n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
         grouping.cluster_offsets, limits, rows, key_scores, key_grouping.member_offsets,
-        key_grouping.cluster_offsets, slopes, value_axes, squares, factor * LOG2E, tasks, chunk, out,
+        key_grouping.cluster_offsets, slopes, slope_axes, squares, factor * LOG2E, tasks, chunk, out,
     )  # fmt: skip
 
 
@@ -232,8 +232,14 @@ def _centroids(
 
 
 def _sorted(
-    k: Float32, v: Float32, bias: Float32 | None, tokens: _ragged.Tokens, grouping: Grouping, rank: int, n_threads: int
-) -> tuple[Float32, Float32, Float32, Float32, Float32]:
+    k: Float32,
+    v: Float32,
+    bias: Float32 | None,
+    tokens: _ragged.Tokens,
+    grouping: Grouping,
+    axes: Float32,
+    n_threads: int,
+) -> tuple[Float32, Float32, Float32, Float32]:
     """Rows cluster by cluster (H, T, D + 1 + E), log2 of the error each makes in the tail (H, T), and the clusters'
     slopes along axes, with the mean squares of the keys there."""
     n_heads, depth, width = k.shape[1], k.shape[3], v.shape[3]
@@ -246,7 +252,7 @@ def _sorted(
         "coclusters.sort_rows", n_threads, k, v, spread_bias, tokens.spans[grouping.sequences, 0], grouping.order,
         grouping.member_offsets, tasks, CLUSTER_CHUNK, rows, centers,
     )  # fmt: skip
-    axes = leading_axes(covariances(*_residuals(rows, centers, tokens, grouping, depth), n_threads), rank, n_threads)
+    rank = axes.shape[2]
     slopes = np.zeros((n_heads, n_clusters, rank * width), np.float32)
     squares = np.zeros((n_heads, n_clusters, rank), np.float32)
     radii = np.empty((n_heads, n_tokens, 2), np.float32)
@@ -261,23 +267,7 @@ def _sorted(
         spreads[s] = squares[:, own].sum(axis=1) / (stop - start)
         floors = 1e-3 * radii[:, start:stop].mean(axis=1, keepdims=True) + np.float32(1e-30)
         key_scores[:, start:stop] = 0.5 * np.log2(radii[:, start:stop] + floors).sum(axis=-1)
-    return rows, key_scores, slopes, axes, spreads
-
-
-def _residuals(
-    rows: Float32, centers: Float32, tokens: _ragged.Tokens, grouping: Grouping, depth: int
-) -> tuple[Float32, Int64]:
-    """A sample of the sorted keys less their cluster's mean, (n_sequences, H, n, D), and how many rows are filled."""
-    numbered = _ragged.Tokens(tokens.spans, np.arange(len(tokens.index)))
-    taken = strided(numbered, np.full(len(tokens.spans), 2048))
-    counts = taken.lengths
-    samples = np.zeros((len(counts), len(rows), int(counts.max(initial=0)), depth), np.float32)
-    for s, (_, start, stop) in enumerate(taken.spans.tolist()):
-        places = taken.index[start:stop]
-        for head in range(len(rows)):
-            labels = np.searchsorted(grouping.member_offsets[head], places, side="right") - 1
-            samples[s, head, : len(places)] = rows[head, places, :depth] - centers[head, labels, :depth]
-    return samples, counts
+    return rows, key_scores, slopes, spreads
 
 
 def _limits(

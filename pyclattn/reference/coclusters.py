@@ -15,11 +15,15 @@ LOG2E = float(np.log2(np.e))
 NEVER = float(np.finfo(np.float32).max)
 
 
-def covariances(samples: Float32, tasks: Int64, out: Float32, counter: Int64) -> None:
-    """out[p] = samples[p]^T samples[p]. A task is [p]."""
-    for (p,) in drawn(tasks, counter):
-        x = samples[p].astype(np.float64)
-        out[p] = x.T @ x
+def covariances(
+    rows: Float32, spans: Int64, index: Int64, tasks: Int64, out: Float32, counter: Int64
+) -> None:  # fmt: skip
+    """Covariance of the rows of each sequence and head, (n_sequences, heads, D, D). A task is [sequence, head]."""
+    for sequence, head in drawn(tasks, counter):
+        batch, start, stop = spans[sequence].tolist()
+        x = rows[batch, head, index[start:stop]].astype(np.float64)
+        x -= x.mean(axis=0)
+        out[sequence, head] = x.T @ x / len(x)
 
 
 def sort_rows(
