@@ -14,8 +14,18 @@ import numpy as np
 
 from pyclattn.errors import ModelFormatError
 from pyclattn.weights import dtypes
-from pyclattn.weights.tensors import MAX_RANK, Refused, Storage, Tensor, is_count
-from pyclattn.weights.unpickler import CONTAINER, MAX_KEY_ITEMS, SLOT, Builder, Machine, Placeholder, Stateful, Unknown
+from pyclattn.weights.tensors import MAX_RANK, Refused, Storage, Tensor, are_counts
+from pyclattn.weights.unpickler import (
+    CONTAINER,
+    MAX_KEY_ITEMS,
+    SLOT,
+    Builder,
+    Machine,
+    Placeholder,
+    Stateful,
+    Unknown,
+    shown,
+)
 
 
 class ElementType:
@@ -45,14 +55,14 @@ class NumpyType(Stateful):
 
     def __init__(self, code: Any):
         if type(code) is not str or not self.PATTERN.fullmatch(code):
-            raise ValueError(f"has the NumPy dtype {code!r:.60}; plain numbers and text are read")
+            raise ValueError(f"has the NumPy dtype {shown(code)}; plain numbers and text are read")
         self.dtype = np.dtype(code)
 
     def set_state(self, machine: Machine, state: Any) -> None:
         if type(state) is not tuple or not 5 <= len(state) <= 9 or any(part is not None for part in state[2:5]):
             raise ValueError("has a structured NumPy dtype; plain numbers and text are read")
         if type(state[1]) is not str or state[1] not in "<>|=" or len(state[1]) != 1:
-            raise ValueError(f"has a NumPy dtype of byte order {state[1]!r:.20}")
+            raise ValueError(f"has a NumPy dtype of byte order {shown(state[1])}")
         if len(state) > 8:  # the unit of a date
             raise ValueError("has a NumPy dtype with metadata; plain numbers and text are read")
         self.dtype = self.dtype.newbyteorder(state[1])  # type: ignore[arg-type]
@@ -60,10 +70,10 @@ class NumpyType(Stateful):
     def array(self, raw: Any, shape: Any, is_fortran: bool = False) -> np.ndarray:
         if type(raw) is str:
             raw = raw.encode("ascii")  # Python 2
-        if type(raw) is not bytes or type(shape) is not tuple or not all(map(is_count, shape)):
+        if type(raw) is not bytes or type(shape) is not tuple or not are_counts(shape):
             raise ValueError("has a NumPy array whose data are not bytes or whose shape is not whole numbers")
         wanted = math.prod(shape) * self.dtype.itemsize
-        if len(raw) != wanted or len(shape) > MAX_RANK:
+        if len(raw) != wanted:
             raise ValueError(f"has a NumPy array of shape {shape!s:.80}: {wanted} bytes, got {len(raw)}")
         array = np.frombuffer(raw, self.dtype) if raw else np.empty(0, self.dtype)
         array = array.reshape(shape, order="F" if is_fortran else "C")
@@ -104,6 +114,7 @@ def _numpy_reconstruct(machine: Machine, *_: Any) -> PickledArray:
 def _numpy_scalar(machine: Machine, dtype: Any, raw: Any = b"") -> Any:
     if type(dtype) is not NumpyType:
         raise ValueError("has a NumPy number without a plain dtype")
+    machine.charge(len(raw) if type(raw) in (bytes, str) else 0)
     return dtype.array(raw, ())[()]
 
 
@@ -120,7 +131,7 @@ def _numpy_frombuffer(machine: Machine, raw: Any, dtype: Any, shape: Any, order:
 def _tensor(machine: Machine, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
     """_rebuild_tensor and _v2; rest: requires_grad, backward_hooks, and metadata where there are any."""
     if type(storage) is not Storage or storage.dtype is None:
-        raise ValueError(f"builds a tensor on {storage!r:.60}, a storage with an element type is expected")
+        raise ValueError(f"builds a tensor on {shown(storage)}, a storage with an element type is expected")
     return _with_bits(Tensor(storage, storage.dtype, offset, _plain(shape), _plain(strides)), rest[2:3])
 
 
@@ -141,7 +152,8 @@ def _with_bits(tensor: Tensor, metadata: tuple) -> Tensor:
 
 
 def _plain(value: Any) -> tuple:
-    return tuple(value) if type(value) is list else value  # Tensor checks the rest
+    """Lengths or strides; Tensor checks the rest."""
+    return tuple(value[: MAX_RANK + 1]) if type(value) is list else value
 
 
 def _first(machine: Machine, data: Any, *_: Any) -> Any:
@@ -152,7 +164,7 @@ def _first(machine: Machine, data: Any, *_: Any) -> Any:
 def _from_type(machine: Machine, function: Any, kind: Any, args: Any, state: Any) -> Any:
     """A tensor that carries attributes, or of a subclass."""
     if type(function) is not Builder or type(args) is not tuple:
-        raise ValueError(f"builds a tensor by {function!r:.60}")
+        raise ValueError(f"builds a tensor by {shown(function)}")
     if function.function is _from_type:  # as deep as the file likes
         raise ValueError("builds a tensor by way of itself")
     if type(kind) is Unknown:
@@ -232,7 +244,7 @@ def _reconstructor(machine: Machine, kind: Any, *_: Any) -> Any:
         return Placeholder(kind.name)
     if type(kind) is Builder and kind.function in (_dict, _list, _set):
         return kind.function(machine)
-    raise ValueError(f"makes an object of {kind!r:.60}")
+    raise ValueError(f"makes an object of {shown(kind)}")
 
 
 def _not_called(machine: Machine, *_: Any) -> Any:

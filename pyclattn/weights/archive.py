@@ -15,7 +15,7 @@ from pyclattn.errors import ModelFormatError
 from pyclattn.weights.source import Source
 from pyclattn.weights.strict_json import short
 
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 100_000
 END = struct.Struct("<4s4H2IH")  # end of central directory
 LOCATOR = struct.Struct("<4sIQI")  # of the ZIP64 end
 END64 = struct.Struct("<4sQ2H2I4Q")

@@ -10,6 +10,7 @@ import numpy as np
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.weights.allowed import ElementType, PickledArray
 from pyclattn.weights.dtypes import ITEMSIZE
+from pyclattn.weights.strict_json import short
 from pyclattn.weights.tensors import Leaf, Refused, Storage, Tensor
 from pyclattn.weights.unpickler import Builder, Placeholder, Unknown
 
@@ -22,8 +23,11 @@ BESIDE = (
     "rng_state", "scaler", "grad_scaler", "amp",
 )  # fmt: skip
 MAX_DEPTH = 64
+MAX_WRAPPERS = 4  # {"model": {"state_dict": ...}}
 MAX_NODES = 500_000
-MAX_NAMES = 32 << 20  # characters of all names together
+MAX_NAMES = 32 << 20  # characters of all names together, and of one:
+MAX_NAME = 4096
+CONTAINERS = (dict, list, tuple, Placeholder)
 BARE = "tensor"  # the name of a tensor that was saved by itself
 
 
@@ -71,7 +75,7 @@ def arrays_of(tree: Any, where: str, widen: bool = True) -> Any:
             return (
                 made[id(value)] if id(value) in made else made.setdefault(id(value), _array(_leaf(value), where, widen))
             )
-        if type(value) not in (dict, list, tuple, Placeholder):
+        if type(value) not in CONTAINERS:
             return value.name if isinstance(value, (ElementType, Builder, Unknown)) else value
         if depth > MAX_DEPTH:
             raise ModelFormatError(f"{where}: nested more than {MAX_DEPTH} deep")
@@ -152,9 +156,13 @@ def _leaves(part: Any, where: str, leave_out: tuple[str, ...]) -> Iterator[tuple
                 raise ModelFormatError(f"{where}: more than {MAX_NODES} values in its containers")
             if _is_leaf(value):
                 yield prefix + name, _leaf(value)
-            elif type(value) in (dict, list, tuple, Placeholder) and not (name in leave_out and len(open_ones) == 1):
-                if len(open_ones) >= MAX_DEPTH or len(prefix) + len(name) > MAX_NAMES:
+            elif type(value) in CONTAINERS and not (name in leave_out and len(open_ones) == 1):
+                if len(open_ones) >= MAX_DEPTH:
                     raise ModelFormatError(f"{where}: nested more than {MAX_DEPTH} deep, or holds itself")
+                if len(prefix) + len(name) > MAX_NAME:
+                    raise ModelFormatError(
+                        f"{where}: a name of more than {MAX_NAME} characters: {short(prefix + name)}"
+                    )
                 open_ones.append((f"{prefix}{name}.", _children(value)))
                 break
         else:
@@ -163,24 +171,36 @@ def _leaves(part: Any, where: str, leave_out: tuple[str, ...]) -> Iterator[tuple
 
 def _found(tree: Any) -> Any:
     """The part that holds the weights."""
-    for _ in range(MAX_DEPTH):
-        children = dict(_children(tree)) if type(tree) is dict else {}
-        if any(_is_leaf(value) for value in children.values()) and not _wrapper(children):
-            return tree
-        inner = _wrapper(children)
+    empty: set[int] = set()
+    for _ in range(MAX_WRAPPERS):
+        inner = _wrapper(dict(_children(tree)), empty) if type(tree) is dict else None
         if inner is None:
-            return tree
+            break
         tree = inner
     return tree
 
 
-def _wrapper(children: dict[str, Any]) -> Any:
+def _wrapper(children: dict[str, Any], empty: set[int]) -> Any:
     """The value of the first known key, where it is a container with tensors somewhere in it."""
     for name in WEIGHTS:
         value = children.get(name)
-        if type(value) in (dict, Placeholder) and next(_leaves(value, name, ()), None) is not None:
+        if type(value) in (dict, Placeholder) and _holds_tensors(value, empty):
             return value
     return None
+
+
+def _holds_tensors(value: Any, empty: set[int]) -> bool:
+    """Whether a tensor lies anywhere below; containers known to be ``empty`` of them are looked at once."""
+    seen, ahead = set(empty), [value]
+    while ahead:
+        value = ahead.pop()
+        if _is_leaf(value):
+            return True
+        if type(value) in CONTAINERS and id(value) not in seen:
+            seen.add(id(value))
+            ahead.extend(item for _, item in _children(value))
+    empty |= seen
+    return False
 
 
 def _chosen(tree: Any, key: str, where: str) -> Any:

@@ -17,7 +17,7 @@ from pyclattn.weights.archive import Member, members, stored
 from pyclattn.weights.kinds import LEGACY_MAGIC
 from pyclattn.weights.source import Source
 from pyclattn.weights.tensors import Storage, is_count
-from pyclattn.weights.unpickler import ROOM, Builder, Machine, Unknown
+from pyclattn.weights.unpickler import MAX_NAME, ROOM, Builder, Machine, Unknown, shown
 
 OBJECTS = ("refuse", "placeholder")
 LEGACY_VERSION = 1001
@@ -78,7 +78,7 @@ def read_legacy(source: Source, objects: str = "refuse") -> Any:
         root = _agreed(storages[key], kind, n_bytes)
         return root if len(given) < 6 or given[5] is None else _view(root, kind, given[5])
 
-    views: dict[str, tuple[Storage, Storage, int]] = {}
+    views: dict[str, Storage] = {}
 
     def _view(root: Storage, kind: ElementType, metadata: Any) -> Storage:
         """A storage that is part of another (PyTorch before 0.4)."""
@@ -88,9 +88,8 @@ def read_legacy(source: Source, objects: str = "refuse") -> Any:
         if type(key) is not str or (offset + count) * kind.itemsize > root.n_bytes:
             raise ValueError(f"has a view of storage {root.key!r} that reaches beyond it")
         if key not in views:
-            view = Storage(source, key, kind.dtype, count * kind.itemsize, None)
-            views[key] = view, root, offset * kind.itemsize
-        return _agreed(views[key][0], kind, count * kind.itemsize)
+            views[key] = Storage(source, key, kind.dtype, count * kind.itemsize, offset * kind.itemsize, root=root)
+        return _agreed(views[key], kind, count * kind.itemsize)
 
     position, room = 0, ROOM + source.size
     parts: list[Any] = []
@@ -103,10 +102,8 @@ def read_legacy(source: Source, objects: str = "refuse") -> Any:
         position, room = machine.position, machine.room
     magic, version, _, tree, keys = parts
     if magic != LEGACY_MAGIC or version != LEGACY_VERSION:
-        raise ModelFormatError(f"{source.name}: legacy version {version!r:.40}, {LEGACY_VERSION} is read")
+        raise ModelFormatError(f"{source.name}: legacy version {shown(version)}, {LEGACY_VERSION} is read")
     _place(source, storages, keys, position)
-    for view, root, offset in views.values():
-        view.start = root.start + offset if root.start is not None else None
     return tree
 
 
@@ -117,7 +114,7 @@ def _place(source: Source, storages: dict[str, Storage], keys: Any, position: in
     for key in keys:
         storage = storages.pop(key, None) if type(key) is str else None
         if storage is None:
-            raise ModelFormatError(f"{source.name}: storage {key!r:.80}: named by no tensor, or twice")
+            raise ModelFormatError(f"{source.name}: storage {shown(key)}: named by no tensor, or twice")
         count = int.from_bytes(source.view[position : position + 8], "little")
         position += 8
         itemsizes = (dtypes.ITEMSIZE[storage.dtype],) if storage.dtype else (1, 4)  # 4: of quantised ones
@@ -138,11 +135,11 @@ def _place(source: Source, storages: dict[str, Storage], keys: Any, position: in
 def _storage_id(given: Any) -> tuple[ElementType, str, int]:
     """Kind, key and bytes of ("storage", class, key, device, length)."""
     if type(given) is not tuple or len(given) != 5 or given[0] != "storage":
-        raise ValueError(f"has a persistent id that is no storage: {given!r:.60}")
+        raise ValueError(f"has a persistent id that is no storage: {shown(given)}")
     _, kind, key, _, count = given
     key = str(key) if type(key) is int else key
-    if type(kind) is not ElementType or type(key) is not str or not is_count(count):
-        raise ValueError("has a storage without a type, a key or a length")
+    if type(kind) is not ElementType or type(key) is not str or len(key) > MAX_NAME or not is_count(count):
+        raise ValueError("has a storage without a type, a key or a length, or with a long key")
     return kind, key, count * kind.itemsize
 
 

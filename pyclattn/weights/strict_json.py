@@ -12,7 +12,7 @@ MAX_DEPTH = 3
 # What the parsed objects may cost, besides the size of the file.
 ROOM = 40 << 20
 # Bytes a value costs in Python: an entry of a dict with its key and its pair; a container.
-PER_COMMA, PER_BRACKET = 150, 100
+PER_COMMA, PER_BRACKET = 250, 100
 
 
 def parse_json(text: bytes, where: str, file_size: int = 0) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +15,8 @@ from pyclattn.weights.strict_json import short
 MAX_RANK = 64  # NumPy's
 # A tensor expanded with stride 0 shows more bytes than it has. A copy of one is kept below this and twice the file.
 MAX_SHOWN = 64 << 20
+# Of one storage, in its sizes: 8 bits widened are four, of a file in the other byte order five.
+MAX_COPIES = 5
 
 
 class Leaf(Protocol):
@@ -40,47 +41,77 @@ class Storage:
         Where it begins; None until known (in a legacy file the storages follow the objects).
     byteorder : str
         "<" or ">".
+    root : Storage, optional
+        The storage it is a part of; ``start`` is then a place in that.
     """
 
-    __slots__ = ("_arrays", "byteorder", "dtype", "key", "n_bytes", "source", "start")
+    __slots__ = ("_arrays", "_copied", "byteorder", "dtype", "key", "n_bytes", "root", "source", "start")
 
-    def __init__(self, source: Source, key: str, dtype: str | None, n_bytes: int, start: int | None, byteorder="<"):
+    def __init__(
+        self, source: Source, key: str, dtype: str | None, n_bytes: int, start: int | None, byteorder: str = "<",
+        root: Storage | None = None,
+    ):  # fmt: skip
         self.source, self.key, self.dtype = source, key, dtype
-        self.n_bytes, self.start, self.byteorder = n_bytes, start, byteorder
-        self._arrays: dict[tuple[str, bool], np.ndarray] = {}
+        self.n_bytes, self.start, self.byteorder, self.root = n_bytes, start, byteorder, root
+        self._arrays: dict[tuple, np.ndarray] = {}
+        self._copied = 0
 
-    def array(self, dtype: str, widen: bool = True) -> np.ndarray:
+    def array(self, dtype: str, widen: bool = True, conjugate: bool = False, negative: bool = False) -> np.ndarray:
         """All elements, read-only: a view of the file where it has them aligned and in this machine's order.
 
-        Made once, so tensors that share a storage share memory whatever was done to it.
+        Made once, so tensors that share a storage share memory whatever was done to it, and copies are few.
         """
-        known = self._arrays.get((dtype, widen))
-        if known is None:
-            known = self._arrays[dtype, widen] = self._made(dtype, widen)
-        return known
+        how = dtype, widen, conjugate, negative
+        if how not in self._arrays:
+            array = self._part(*how) if self.root else self._made(*how)
+            array.flags.writeable = False
+            self._arrays[how] = array
+        return self._arrays[how]
 
-    def _made(self, dtype: str, widen: bool) -> np.ndarray:
-        stored = dtypes.STORED[dtype]
+    def _part(self, dtype: str, widen: bool, conjugate: bool, negative: bool) -> np.ndarray:
+        first, rest = divmod(self.start or 0, dtypes.ITEMSIZE[dtype])
+        if rest or self.root is None:
+            raise ModelFormatError(f"storage {short(self.key)}: begins in the middle of an element of its root")
+        whole = self.root.array(dtype, widen, conjugate, negative)
+        return whole[first : first + self.n_bytes // dtypes.ITEMSIZE[dtype]]
+
+    def _made(self, dtype: str, widen: bool, conjugate: bool, negative: bool) -> np.ndarray:
+        if conjugate or negative:  # PyTorch's lazy views: the bits in the file are not the values yet
+            return self._changed(self.array(dtype, widen), conjugate, negative)
         if self.start is None:
-            raise ModelFormatError(f"storage {self.key!r}: the file names it but does not hold it")
+            raise ModelFormatError(f"storage {short(self.key)}: the file names it but does not hold it")
+        stored = dtypes.STORED[dtype]
         # Pairs are swapped number by number.
         unit: np.dtype = np.dtype("uint16") if dtype in dtypes.PAIRS else stored
-        array = np.ndarray(
-            (self.n_bytes // unit.itemsize,), unit.newbyteorder(self.byteorder), self.source.view, self.start
-        )
+        count = self.n_bytes // unit.itemsize
+        array = np.ndarray((count,), unit.newbyteorder(self.byteorder), self.source.view, self.start)  # type: ignore[arg-type]
         if not array.dtype.isnative or not array.flags.aligned:
+            self._spend(array.nbytes)
             array = array.astype(unit)
         if dtype == "bool" and array.size and int(array.view(np.uint8).max()) > 1:
             raise ModelFormatError(f"bool must be bytes 0 and 1, got {int(array.view(np.uint8).max())}")
         if dtype in dtypes.PAIRS:
-            array = dtypes.widened(array.view(stored), dtype)
+            self._spend(4 * count)
+            array = dtypes.widened(array[: count // 2 * 2].view(stored), dtype)
         elif dtype in dtypes.NARROW and widen:
-            others = [d for d, is_wide in self._arrays if is_wide and d in dtypes.NARROW]
-            if others:  # each would cost up to four times the storage
-                raise ModelFormatError(f"storage {self.key!r} is both {others[0]} and {dtype}, one of them is expected")
+            self._spend(4 * count)
             array = dtypes.widened(array, dtype)
-        array.flags.writeable = False
         return array
+
+    def _changed(self, array: np.ndarray, conjugate: bool, negative: bool) -> np.ndarray:
+        self._spend(array.nbytes)
+        if negative and array.dtype.kind not in "iufc":
+            raise ModelFormatError(f"{array.dtype} has no negative")
+        array = np.conj(array) if conjugate else array
+        return np.negative(array) if negative else array.copy()
+
+    def _spend(self, n_bytes: int) -> None:
+        """Account for a copy: a storage of bytes could be named with each type there is."""
+        self._copied += n_bytes
+        if self._copied > MAX_COPIES * max(self.n_bytes, 64):
+            raise ModelFormatError(
+                f"storage {short(self.key)} is needed in more types than {MAX_COPIES} copies of it hold"
+            )
 
 
 class Tensor:
@@ -102,12 +133,13 @@ class Tensor:
 
     def _check(self) -> None:
         where = f"{self.storage.source.name}: tensor in storage {self.storage.key!r}"
-        if not (is_count(self.offset) and _are_counts(self.shape) and _are_counts(self.strides)):
-            raise ModelFormatError(f"{where}: offset, shape and strides must be whole numbers of at least 0")
-        if len(self.shape) != len(self.strides) or len(self.shape) > MAX_RANK:
+        if not (is_count(self.offset) and are_counts(self.shape) and are_counts(self.strides)):
             raise ModelFormatError(
-                f"{where}: shape and strides must be of one length of at most {MAX_RANK}, "
-                f"got {len(self.shape)} and {len(self.strides)}"
+                f"{where}: offset, shape and strides must be whole numbers of at least 0, at most {MAX_RANK} of them"
+            )
+        if len(self.shape) != len(self.strides):
+            raise ModelFormatError(
+                f"{where}: shape and strides must be of one length, got {len(self.shape)} and {len(self.strides)}"
             )
         itemsize = dtypes.ITEMSIZE[self.dtype]
         count = math.prod(self.shape)
@@ -125,7 +157,7 @@ class Tensor:
 
     def array(self, widen: bool = True) -> np.ndarray:
         """The array: read-only, and a view of the file where `Storage.array` is."""
-        flat = self.storage.array(self.dtype, widen)
+        flat = self.storage.array(self.dtype, widen, self.is_conjugate, self.is_negative)
         step = flat.itemsize
         if math.prod(self.shape) == 0:
             array = self._empty(flat.dtype)
@@ -134,10 +166,6 @@ class Tensor:
             array = np.ndarray(self.shape, flat.dtype, flat, self.offset * step, strides)
         if self.dtype in dtypes.NARROW and not widen:
             array = dtypes.kept(array, self.dtype)
-        if self.is_conjugate or self.is_negative:  # PyTorch's lazy views: the bits in the file are not the values yet
-            array = np.conj(array) if self.is_conjugate else array
-            array = np.negative(array) if self.is_negative else array
-            array.flags.writeable = False
         return array
 
     def _empty(self, dtype: np.dtype) -> np.ndarray:
@@ -174,8 +202,9 @@ def is_count(value) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _are_counts(values: Iterable) -> bool:
-    return type(values) is tuple and all(is_count(v) for v in values)
+def are_counts(values: object) -> bool:
+    """A tuple of at most MAX_RANK whole numbers."""
+    return type(values) is tuple and len(values) <= MAX_RANK and all(is_count(v) for v in values)
 
 
 def _short(values: tuple) -> str:

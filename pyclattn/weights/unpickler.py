@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from pyclattn.errors import ModelFormatError
+from pyclattn.weights.strict_json import short
 
 # What the objects of a pickle may cost in memory, besides the size of its file.
 ROOM = 40 << 20
@@ -27,6 +28,9 @@ MAX_LONG = 255  # bytes of an integer; PyTorch's magic number has 10
 MAX_KEY_BITS = 60
 MAX_TUPLE_KEYS = 4096
 MAX_KEY_ITEMS = 64
+# What is taken from the memo costs nothing to name again: what is then done with it must be short.
+MAX_ARGS = 64
+MAX_NAME = 1024
 
 # Bytes an object costs, rounded up; an opcode that makes none still costs the time of a step.
 STEP, SMALL, CONTAINER, SET, CALL = 8, 32, 72, 224, 512
@@ -299,7 +303,7 @@ class Machine:
             if self.n_tuple_keys > MAX_TUPLE_KEYS:
                 raise self.error(f"has more than {MAX_TUPLE_KEYS} keys that are neither text nor integers")
             if kind is tuple:
-                if len(value) > MAX_KEY_ITEMS or any(type(v) not in KEY_ITEMS for v in value):
+                if len(value) > MAX_KEY_ITEMS or not all(map(_may_be_in_key, value)):
                     raise self.error("has a key that is a nested or long tuple")
             elif kind is frozenset and len(value) > MAX_KEY_ITEMS:
                 raise self.error("has a key that is a large set")
@@ -322,20 +326,24 @@ class Machine:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
             raise self.error("names a global by something else than text")
+        if len(name) + len(module) > MAX_NAME:
+            raise self.error(f"names a global of {len(name) + len(module)} characters, at most {MAX_NAME} are read")
         self.stack.append(self.find(module, name))
 
     def global_lines(self) -> None:
-        module, name = self.line().decode(), self.line().decode()
-        self.stack.append(self.find(module, name))
+        self.stack += [self.line().decode(), self.line().decode()]
+        self.stack_global()
 
     def call(self, callee: Any, args: Any, keywords: Any = None) -> None:
         if type(args) is not tuple or (keywords and type(keywords) is not dict):
             raise self.error(f"calls {_kind(callee)} with {_kind(args)} for arguments")
         if type(callee) is Builder:
-            if keywords:
-                raise self.error(f"calls {callee.name} with keywords")
+            if keywords or len(args) > MAX_ARGS:
+                raise self.error(f"calls {callee.name} with keywords or more than {MAX_ARGS} arguments")
             self.stack.append(callee.function(self, *args))
         elif type(callee) is Unknown:
+            if keywords:
+                self.charge(8 * len(args))
             self.stack.append(Placeholder(callee.name, (*args, keywords) if keywords else args))
         else:
             raise self.error(f"calls {_kind(callee)}")
@@ -383,11 +391,23 @@ class Machine:
         raise self.error("uses extension codes or buffers outside the file, which are not allowed")
 
 
-KEY_ITEMS = {str, bytes, int, bool, float, type(None)}
+def _may_be_in_key(value: Any) -> bool:
+    if type(value) in (str, bytes):
+        return len(value) <= MAX_NAME
+    return type(value) in (int, bool, float, type(None))
+
+
+def shown(value: Any) -> str:
+    """A value for a message: the repr of a container could be longer than any memory."""
+    if type(value) is str:
+        return short(value)
+    return repr(value) if type(value) in (int, float, bool, type(None)) else _kind(value)
 
 
 def _kind(value: Any) -> str:
-    return repr(value) if isinstance(value, (Builder, Unknown, Placeholder)) else f"a {type(value).__name__}"
+    if isinstance(value, (Builder, Unknown, Placeholder)):
+        return short(value.name)
+    return f"a {type(value).__name__}"
 
 
 def _push(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:

@@ -189,7 +189,7 @@ TENSORS = {
         lambda f: (lambda s: zip_file({str(i): s.bits(np.zeros(4 * MANY, np.uint8), "float8_e5m2") if not i else Call(
             Global("torch._utils", "_rebuild_tensor_v3"), (s.reference("0"), 0, (4 * MANY,), (1,), False, Call(ORDERED),
             Global("torch", kind))) for i, kind in enumerate(["", "float8_e4m3fn", "float8_e8m0fnu"])}, s))(Storages()),
-        "one of them is expected"),
+        "copies of it hold"),
     "a tensor by way of itself": (
         run(Global("torch._tensor", "_rebuild_from_type_v2"), Global("torch._tensor", "_rebuild_from_type_v2"),
             Global("torch", "Tensor"), (1, 2), {}), "by way of itself"),
@@ -212,6 +212,85 @@ NUMPY = {
     "a type that is code": (numpy_array("os.system", (1,), b""), "plain numbers"),
     "an array without its data": (run(Global("numpy.core.multiarray", "_reconstruct"), 1, (0,), b"b"), "never given"),
 }
+
+
+def repeated(setup, each, count=200_000):
+    """Something large is put into the memo once, and a short piece of code names it again and again."""
+    return code(setup + b"0(" + each * count + b"l.", 4)
+
+
+def many_views(folder):
+    """Each view of an unaligned storage could be a copy of it."""
+    storages = Storages()
+    storages.add(b"x", "uint8", 1, "odd")
+    storages.add(bytes(MANY), "float32", MANY // 4, "big")
+    items = {"odd": storages.view("odd", 0, (1,), (1,), legacy=True)}
+    for i in range(500):
+        root = storages.reference("big", legacy=True)
+        root.id = (*root.id[:5], (f"v{i}", 1, MANY // 4 - 1))
+        items[f"v{i}"] = Call(Global("torch._utils", "_rebuild_tensor"), (root, 0, (MANY // 4 - 1,), (1,)))
+    return legacy_file(items, storages)
+
+
+def many_tensors(folder):
+    storages = Storages()
+    reference = opcodes(storages.tensor(W).args[0])
+    start = b"\x80\x02" + reference + b"q\x000ctorch._utils\n_rebuild_tensor_v2\nq\x010K\x01\x85q\x020("
+    return zip_file(start + b"h\x01(h\x00K\x00h\x02h\x02tR" * 50_000 + b"l.", storages)
+
+
+def many_conjugates(folder):
+    storages = Storages()
+    key = storages.add(bytes(MANY), "complex64", MANY // 8)
+    items = {}
+    for i in range(500):
+        plain = storages.view(key, i, (MANY // 8 - 500,), (1,))
+        items[str(i)] = Call(plain.function, (*plain.args, {"conj": True, "neg": bool(i % 2)}))
+    return zip_file(items, storages)
+
+
+def wrapped_in_aliases(folder):
+    """Every key that could hold the weights holds the same large container without any, many times over."""
+    keys = ["state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights", "params"]
+    large = b"}q\x00K\x00](" + b"N" * 400_000 + b"es0"
+    level = b"}q\x010"
+    for i in range(1, 60):
+        aliases = b"".join(opcodes(key) + b"h\x00" for key in keys)
+        level += b"}q" + bytes([i + 1]) + b"(" + opcodes("model") + b"h" + bytes([i]) + aliases + b"u0"
+    return zip_file(b"\x80\x02" + large + level + b"h\x3c.")
+
+
+LONG = opcodes("x" * (MANY // 2))
+TEN = b"(" + b"K\x01" * 200_000 + b"tq\x00"
+REPEATED = {
+    "a message that would never end": (
+        code(doubled(60)[:-2] + b"h\x3cQ."), "is no storage"),
+    "a dtype that would never end": (
+        code(doubled(60)[:-2] + b"cnumpy\ndtype\nh\x3c\x85R."), "has the NumPy dtype a dict"),
+    "a call with 200,000 arguments": (
+        repeated(TEN + b"0ctorch\ndevice\nq\x01", b"h\x01h\x00R"), "more than 64 arguments"),
+    "shapes of 200,000 lengths": (
+        repeated(TEN + b"0cnumpy.core.numeric\n_frombuffer\nq\x01cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85Rq\x02",
+                 b"h\x01(C\x00h\x02h\x00X\x01\x00\x00\x00CtR"), "whose shape is not whole numbers"),
+    "names of globals of a megabyte": (repeated(LONG + b"q\x00", b"h\x00h\x00\x93"), "at most 1024"),
+    "numbers of a megabyte": (
+        repeated(b"B" + struct.pack("<I", 999_999) + bytes(999_999) + b"q\x000cnumpy\ndtype\n"
+                 b"X\x07\x00\x00\x00S999999\x85Rq\x010cnumpy.core.multiarray\nscalar\nq\x02",
+                 b"h\x02h\x01h\x00\x86R"), "memory"),
+    "bytes decoded again and again": (
+        repeated(LONG + b"q\x000c_codecs\nencode\nq\x01", b"h\x01h\x00\x85R"), "memory"),
+    "copies of arguments": (
+        repeated(TEN + b"0}q\x02(K\x01K\x01u0cbuiltins\nlist\nq\x01", b"h\x01h\x00h\x02\x92"), "with keywords"),
+    "tuples of a megabyte as keys": (
+        code(LONG + b"q\x000}(" + b"".join(b"h\x00J" + struct.pack("<i", k) + b"\x86N" for k in range(4000)) + b"u."),
+        "nested or long"),
+    "a name of a megabyte above many": (
+        code(b"}(" + LONG + b"](" + b"](Ne" * 1000 + b"eu."), "a name of more than"),
+    "views of an unaligned storage": (many_views, ""),
+    "conjugates of one storage": (many_conjugates, ""),
+    "wrappers in wrappers": (wrapped_in_aliases, "values in its containers"),
+    "50,000 tensors of one element": (many_tensors, ""),
+}  # fmt: skip
 
 
 # Containers of bytes

@@ -44,6 +44,8 @@ FILES = {
     "more fields than the format has": (one(location="../x"), "nothing else"),
     "elements of 4 bits": (one(dtype="F4"), "not supported"),
     "a type that is a list": (one(dtype=["F32"] * 1000), "not supported"),
+    "50,000 tensors of nothing": (raw({str(i): entry("U8", (0,), (0, 0)) for i in range(50_000)}), "memory"),
+    "20,000 tensors of nothing": (raw({str(i): entry("U8", (0,), (0, 0)) for i in range(20_000)}), ""),
     "bool of other bytes": (one(b"\x07", dtype="BOOL", offsets=(0, 1)), "got 7"),
     "metadata that is no text": (raw({"__metadata__": {"a": [[1]]}}), "nested"),
     "a lone surrogate": (raw(b'{"\\ud800":1}'), "must have dtype"),

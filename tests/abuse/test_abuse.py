@@ -15,12 +15,18 @@ CASES = [(table, case) for table, (_, _, cases) in worker.TABLES.items() for cas
 
 @pytest.fixture(scope="module")
 def answers():
-    """What one process a table says of its cases."""
+    """What one process a table says of its cases; all run at once."""
+    running = {
+        table: subprocess.Popen(
+            [sys.executable, str(WORKER), table], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for table in worker.TABLES
+    }
     found = {}
-    for table in worker.TABLES:
-        ran = subprocess.run([sys.executable, str(WORKER), table], capture_output=True, text=True, check=False)
-        lines = [json.loads(line) for line in ran.stdout.splitlines()]
-        found[table] = {line["case"]: line for line in lines}, ran
+    for table, process in running.items():
+        output, errors = process.communicate()
+        lines = [json.loads(line) for line in output.splitlines()]
+        found[table] = {line["case"]: line for line in lines}, f"{process.returncode}: {errors[-2000:]}"
     return found
 
 
@@ -30,8 +36,8 @@ def test_there_are_enough_attacks():
 
 @pytest.mark.parametrize(("table", "case"), CASES, ids=lambda part: part)
 def test_attack(answers, table, case):
-    found, ran = answers[table]
-    assert case in found, f"the process ended ({ran.returncode}) here or before: {ran.stderr[-2000:]}"
+    found, end = answers[table]
+    assert case in found, f"the process ended here or before, with {end}"
     answer, words = found[case], worker.TABLES[table][2][case][1]
     assert not answer["executed"]
     assert answer["grown"] <= 2 * answer["size"] + MARGIN

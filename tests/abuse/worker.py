@@ -47,7 +47,7 @@ def load_safetensors(path):
 TABLES = {
     "pytorch": (load, "attack.pt", {
         **pytorch_files.EXECUTED, **pytorch_files.BOMBS, **pytorch_files.TENSORS, **pytorch_files.NUMPY,
-        **pytorch_files.ZIPS, **pytorch_files.LEGACY}),
+        **pytorch_files.REPEATED, **pytorch_files.ZIPS, **pytorch_files.LEGACY}),
     "inert": (load_inert, "attack.pt", pytorch_files.INERT),
     "index": (load_index, "attack.index.json", pytorch_files.INDICES),
     "safetensors": (load_safetensors, "attack.safetensors", safetensors_files.FILES),
