@@ -74,7 +74,7 @@ def prepare(request: Mapping, inputs: Mapping[str, np.ndarray]):
         pairs, chances = match(first, second)
         return {
             "pairs": pairs, "chances": chances, "first": first.keypoints, "second": second.keypoints,
-            "nearest": nearest(first.descriptors, second.descriptors),
+            "first_descriptors": first.descriptors, "second_descriptors": second.descriptors,
         }  # fmt: skip
 
     return run
@@ -160,7 +160,8 @@ def compare(images: Pair, n_keypoints: int, attentions: Mapping, n_threads: int,
         found = score(images, answer.outputs, answer.outputs["pairs"], wanted["pairs"])
         progress.write(row(images.name, n_keypoints, title, answer, found))
         progress.update()
-    found = score(images, wanted, wanted["nearest"], wanted["pairs"])
+    pairs = nearest(wanted["first_descriptors"], wanted["second_descriptors"])
+    found = score(images, wanted, pairs, wanted["pairs"])
     progress.write(row(images.name, n_keypoints, NEAREST, None, found))
     return answers
 

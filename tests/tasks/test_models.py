@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import pyclattn
-from bench.tasks import captures, lighterglue, tis_transformer, xfeat
+from bench.tasks import assignment, captures, lighterglue, tis_transformer, xfeat
 from bench.tasks.xfeat import Features
 from pyclattn.errors import ModelFormatError
 from pyclattn.graph.ops.attention import METHODS
@@ -27,7 +27,7 @@ def glue():
 
 
 def test_lighterglue_is_its_definition(glue, monkeypatch):
-    monkeypatch.setattr(lighterglue, "LEAST", 0.0)
+    monkeypatch.setattr(assignment, "LEAST", 0.0)
     first, second = image_features(90, 1), image_features(70, 2, (200, 300))
     scores = definitions.lighterglue(
         glue, (first.keypoints, second.keypoints), (first.descriptors, second.descriptors), (first.size, second.size)
@@ -39,7 +39,7 @@ def test_lighterglue_is_its_definition(glue, monkeypatch):
 
 
 def test_lighterglue_takes_a_plan_by_name(glue, monkeypatch):
-    monkeypatch.setattr(lighterglue, "LEAST", 0.0)
+    monkeypatch.setattr(assignment, "LEAST", 0.0)
     first, second = image_features(300, 1), image_features(300, 2)
     exact = lighterglue.LighterGlue(glue)(first, second)[1]
     few = {"method": "clustered", "n_clusters": 2}
@@ -64,19 +64,19 @@ def test_mutual_in_blocks_is_mutual_at_once(n, m):
     b = 3 * rng.standard_normal((m, 16)).astype(np.float32)
     a = (b[rng.integers(0, m, n)] if m else np.zeros((n, 16))) + rng.standard_normal((n, 16)) / 2
     known_a, known_b = (-rng.random(k).astype(np.float32) for k in (n, m))
-    pairs, chances = lighterglue.mutual(a.astype(np.float32), b, known_a, known_b)
+    pairs, chances = assignment.mutual(a.astype(np.float32), b, known_a, known_b)
     if not n * m:
         assert pairs.shape == (0, 2)
         assert chances.shape == (0,)
         return
     scores = definitions.double_softmax(a.astype(np.float32), b, known_a, known_b)
-    assert pairs.tolist() == definitions.mutual(scores, lighterglue.LEAST).tolist()
+    assert pairs.tolist() == definitions.mutual(scores, assignment.LEAST).tolist()
     np.testing.assert_allclose(chances, np.exp(scores[pairs[:, 0], pairs[:, 1]]), rtol=1e-3)
 
 
 def test_mutual_gives_equal_points_one_partner():
     a = np.array([[9, 0], [9, 0], [0, 9]], np.float32)
-    pairs, _ = lighterglue.mutual(a, a[1:], np.zeros(3, np.float32), np.zeros(2, np.float32))
+    pairs, _ = assignment.mutual(a, a[1:], np.zeros(3, np.float32), np.zeros(2, np.float32))
     assert pairs.tolist() == [[0, 0], [2, 1]]
 
 

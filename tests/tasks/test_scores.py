@@ -23,7 +23,7 @@ def outputs():
     first = np.array([[0, 0], [5, 5], [9, 9], [20, 3]], np.float32)
     second = first + np.array([[10, 0], [10, 2.9], [10, 3.1], [0, 0]], np.float32)
     pairs = np.array([[0, 0], [1, 1], [2, 2], [3, 3]])
-    return {"first": first, "second": second, "pairs": pairs, "nearest": pairs[:1]}
+    return {"first": first, "second": second, "pairs": pairs}
 
 
 def test_a_match_is_right_under_three_pixels(images, outputs):
