@@ -16,6 +16,8 @@ def trees(legacy=False):
     tied = storages.view(key, 1, (2, 2), (1, 2), legacy)
     tree = {"epoch": 3, "state_dict": {"a.w": w, "a.t": tied, "b": bits}, "lr": 0.5, "names": ["x", ("y", None, True)]}
     yield tree, storages
+    storages = Storages()
+    w = storages.tensor(np.arange(6, dtype=np.float32).reshape(2, 3), legacy=legacy)
     dtype = Call(Global("numpy", "dtype"), ("f4", False, True), (3, "<", None, None, None, -1, -1, 0))
     array = Call(Global("numpy.core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (0,), b"b"),
                  (1, (2,), dtype, False, b"\0\0\x80?\0\0\0@"))  # fmt: skip
