@@ -9,17 +9,19 @@ from typing import Any
 
 from pyclattn.errors import ArgumentError
 
-METHODS = ("exact", "clustered", "improved-clustered")
+METHODS = ("exact", "clustered", "improved-clustered", "coclustered")
 # The published settings of (improved) clustered attention (Vyas et al. 2020): 100 clusters, the 32 best keys of each.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {},
     "clustered": {"n_clusters": 100},
     "improved-clustered": {"n_clusters": 100, "topk": 32},
+    "coclustered": {},
 }
 PARAMETERS = {
     "exact": set(),
     "clustered": {"n_clusters", "n_bits", "n_iterations", "clustering", "seed"},
     "improved-clustered": {"n_clusters", "n_bits", "n_iterations", "clustering", "seed", "topk"},
+    "coclustered": {"n_query_clusters", "n_key_clusters", "n_exact", "rank"},
 }
 
 

@@ -26,7 +26,7 @@ def grouping_bytes(
     """Bytes of a `Grouping` of sequences of one length, and those that making it takes besides."""
     n_heads_in_all = n_sequences * n_heads
     kept = 8 * n_sequences * length + n_heads_in_all * (12 * length + 8 * (n_clusters + 1))
-    if clustering == "kmeans":
+    if clustering != "lsh":
         return kept, 2 * 4 * n_heads_in_all * n_clusters * depth
     counts = 0 if n_heads_in_all >= 4 * n_threads else 4 * 65 * -(-length // CHUNK) * n_clusters
     return kept, n_heads_in_all * (8 * length + counts) + 16 * n_clusters * n_iterations

@@ -12,6 +12,9 @@ from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged
 from pyclattn.functional._grouping import Grouping, Recipe, check_start, group, hash_codes, means
 
+# Ways to group queries that look at nothing else.
+BY_ROWS = ("lsh", "kmeans")
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -34,13 +37,13 @@ class Clusters:
 
 
 def recipe(
-    tokens: _ragged.Spans, head_dim: int, n_clusters: Given, clustering: Given, n_bits: Given, n_iterations: Given,
-    planes: Given, start: Given, seed: Given,
+    tokens: _ragged.Spans, head_dim: int, choices: tuple[str, ...], n_clusters: Given, clustering: Given,
+    n_bits: Given, n_iterations: Given, planes: Given, start: Given, seed: Given,
 ) -> Recipe:  # fmt: skip
     """Check how queries are to be grouped."""
     n_clusters = _check.whole("n_clusters", n_clusters, 1)
     longest = int(tokens.lengths.max(initial=1))
-    clustering = _check.one_of("clustering", clustering, ("lsh", "kmeans"))
+    clustering = _check.one_of("clustering", clustering, choices)
     n_bits = _check.whole("n_bits", n_bits, 1, 63)
     n_iterations = _check.whole("n_iterations", n_iterations, 1, 10_000)
     seed = _check.whole("seed", seed, 0)
@@ -117,7 +120,7 @@ def hash_queries(
     """
     x, tokens = _queries("query", query, offsets, ("query_padding_mask", query_padding_mask))
     threads = _threads.resolve(n_threads)
-    asked = recipe(tokens, x.shape[3], 1, "lsh", n_bits, 1, planes, None, seed)
+    asked = recipe(tokens, x.shape[3], BY_ROWS, 1, "lsh", n_bits, 1, planes, None, seed)
     tokens = tokens.indexed()
     codes = hash_codes(x, tokens, asked.drawn_planes(x.shape[3]), threads)
     return codes if offsets is not None else _unpacked(codes, tokens, x.shape[:3], 0)
@@ -162,7 +165,7 @@ def cluster_queries(
     """
     x, tokens = _queries("query", query, offsets, ("query_padding_mask", query_padding_mask))
     threads = _threads.resolve(n_threads)
-    asked = recipe(tokens, x.shape[3], n_clusters, clustering, n_bits, n_iterations, planes, start, seed)
+    asked = recipe(tokens, x.shape[3], BY_ROWS, n_clusters, clustering, n_bits, n_iterations, planes, start, seed)
     return _clusters(x, tokens.indexed(), asked, offsets is not None, threads)
 
 
@@ -206,7 +209,7 @@ def kmeans(
     """
     rows, tokens = _queries("x", x, offsets, ("padding_mask", padding_mask))
     threads = _threads.resolve(n_threads)
-    asked = recipe(tokens, rows.shape[3], n_clusters, "kmeans", 63, n_iterations, None, start, seed)
+    asked = recipe(tokens, rows.shape[3], BY_ROWS, n_clusters, "kmeans", 63, n_iterations, None, start, seed)
     return _clusters(rows, tokens.indexed(), asked, offsets is not None, threads)
 
 

@@ -12,6 +12,7 @@ from pyclattn.arrays import Float32, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
+from pyclattn.functional._memory import library_bytes
 from pyclattn.functional._metric import axes_between, group_along
 
 LOG2E = math.log2(math.e)
@@ -155,8 +156,7 @@ def _attend(
         tokens = _ragged.Spans(queries.spans[members], queries.index).indexed()
         key_tokens = _ragged.Spans(keys.spans[members], keys.index).indexed()
         clusters = _numbers(tokens.lengths, key_tokens.lengths, counts)
-        row_bytes = 4 * (q.shape[3] + v.shape[3] + 6) * len(key_tokens.index)
-        step = max(1, ROUND_BYTES // row_bytes)
+        step = max(1, ROUND_BYTES // (_row_bytes(q.shape[3], v.shape[3]) * len(key_tokens.index)))
         for first in range(0, k.shape[1], step):
             for member in range(group):  # heads that share keys have clusters of their own all the same
                 heads = slice(first * group + member, min(first + step, k.shape[1]) * group, group)
@@ -165,6 +165,37 @@ def _attend(
                     q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, clusters, n_exact, rank, factor,
                     out[:, heads], n_threads,
                 )  # fmt: skip
+
+
+def working_bytes(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *, n_threads: int,
+    n_query_clusters: int | None = None, n_key_clusters: int | None = None, n_exact: int = 128, rank: int = 16,
+    **_: Given,
+) -> int:  # fmt: skip
+    """What a call holds at most beside inputs and output, compiler included, for arrays of these shapes.
+
+    The rest is as of the function, a padded batch without padding.
+    """
+    batch, length, depth = query[0], query[2], query[3]
+    n_kv_heads, n_keys, width = key[1], key[2], value[3]
+    if min(length, n_keys) < SHORTEST or 2 * n_exact >= n_keys:
+        return 1 << 20
+    n_sequences, n_axes = min(batch, -(-ROUND // length)), min(rank, depth)
+    lengths, key_lengths = np.full(n_sequences, length), np.full(n_sequences, n_keys)
+    own, others = (int(n[0]) for n in _numbers(lengths, key_lengths, (n_query_clusters, n_key_clusters)))
+    row = depth + 1 + width
+    n_heads = min(n_kv_heads, max(1, ROUND_BYTES // _row_bytes(depth, width) // (n_sequences * n_keys)))
+    grouped = n_sequences * (8 * (length + n_keys) + n_heads * 12 * (length + n_keys))
+    sorted_rows = 4 * n_sequences * n_heads * (n_keys * (row + 5) + others * (row + n_axes * (width + 1)))
+    clusters = 4 * n_sequences * n_heads * own * (2 * depth + SAMPLED_KEYS + 6)
+    lanes = 48  # of the widest instruction set
+    thread = 4 * lanes * (others * (row + 2) + n_keys + 2 * n_axes * width + 5 * row + 400)
+    return grouped + sorted_rows + clusters + n_threads * thread + library_bytes("coclusters.thresholds")
+
+
+def _row_bytes(depth: int, width: int) -> int:
+    """What a key costs in each head: its sorted row, its label and place, its distances and score."""
+    return 4 * (depth + 1 + width + 6)
 
 
 def _exactly(
@@ -177,7 +208,7 @@ def _exactly(
         spread = None if bias is None else np.broadcast_to(bias[:, None, None], (*q.shape[:3], k.shape[2]))
         exact.attend(q, tokens, k, v, own, None, spread, False, factor, out, n_threads)
         return
-    for s, (batch, start, stop) in enumerate(tokens.spans.tolist()):  # queries with holes: side by side, and back
+    for number, (batch, start, stop) in enumerate(tokens.spans.tolist()):  # queries with holes: side by side, and back
         rows = queries.index[start:stop]
         part = np.ascontiguousarray(q[batch : batch + 1, :, rows])
         result = np.empty((*part.shape[:3], v.shape[3]), np.float32)
@@ -185,7 +216,7 @@ def _exactly(
         if bias is not None:
             spread = np.broadcast_to(bias[batch, None, None, None], (*part.shape[:3], k.shape[2]))
         place = _ragged.Spans(np.array([[0, 0, len(rows)]], np.int64))
-        exact.attend(part, place, k, v, _ragged.Spans(own.spans[s : s + 1], own.index), None, spread, False, factor,
+        exact.attend(part, place, k, v, _ragged.Spans(own.spans[number : number + 1], own.index), None, spread, False, factor,
                      result, n_threads)  # fmt: skip
         out[batch, :, rows] = result[0].swapaxes(0, 1)
 

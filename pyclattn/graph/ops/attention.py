@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from pyclattn.errors import ModelFormatError, ShapeError
-from pyclattn.functional import clustered
+from pyclattn.functional import clustered, coclustered
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
+from pyclattn.functional.coclustered import coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import op
@@ -22,12 +23,14 @@ METHODS = {
     "exact": scaled_dot_product_attention,
     "clustered": clustered_attention,
     "improved-clustered": improved_clustered_attention,
+    "coclustered": coclustered_attention,
 }
 # What a method takes beside inputs and output: of the shapes of query, key and value, n_threads=, **parameters.
 WORKING_BYTES: dict[str, Callable[..., int]] = {
     "exact": lambda *shapes, **_: 1 << 20,  # tiles
     "clustered": clustered.working_bytes,
     "improved-clustered": clustered.working_bytes,
+    "coclustered": coclustered.working_bytes,
 }
 # (B, H, L, D) as a view of each layout
 _VIEWS = {"bhld": (0, 1, 2, 3), "blhd": (0, 2, 1, 3), "bhdl": (0, 1, 3, 2)}
