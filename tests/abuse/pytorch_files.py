@@ -335,6 +335,19 @@ def one_body_many_names(folder):
     return bytes(data[:begin]) + entries + tail if stop else b""
 
 
+def member_in_a_member(folder):
+    """The second storage's member lies inside the first's data, header and all."""
+    name = b"archive/data/1"
+    header = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 4, 4, len(name), 0) + name
+    storages = Storages()
+    tree = {"a": storages.tensor(np.frombuffer(header + b"data", np.uint8))}
+    tree["b"] = storages.tensor(np.frombuffer(b"data", np.uint8))
+    data = bytearray(zip_file(tree, storages))
+    place = directory(data, 3) + 42
+    data[place : place + 4] = struct.pack("<I", data.find(header))
+    return bytes(data)
+
+
 def deflated(folder):
     storages = Storages()
     return zip_file({"w": storages.tensor(np.zeros(8 * MANY, np.float32))}, storages, compression=zipfile.ZIP_DEFLATED)
@@ -349,6 +362,7 @@ def many_members(folder):
 
 
 ZIPS = {
+    "a member inside another": (member_in_a_member, "overlap"),
     "members that overlap": (one_body_many_names, "its header names it"),
     "members laid over each other": (
         patched(lambda d: directory(d, 3) + 42, b"\0\0\0\0"), "its header names it"),
