@@ -216,8 +216,8 @@ def _exactly(
         if bias is not None:
             spread = np.broadcast_to(bias[batch, None, None, None], (*part.shape[:3], k.shape[2]))
         place = _ragged.Spans(np.array([[0, 0, len(rows)]], np.int64))
-        exact.attend(part, place, k, v, _ragged.Spans(own.spans[number : number + 1], own.index), None, spread, False, factor,
-                     result, n_threads)  # fmt: skip
+        one = _ragged.Spans(own.spans[number : number + 1], own.index)
+        exact.attend(part, place, k, v, one, None, spread, False, factor, result, n_threads)
         out[batch, :, rows] = result[0].swapaxes(0, 1)
 
 
