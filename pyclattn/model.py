@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -13,18 +14,19 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, PyclattnError
 from pyclattn.graph.executor import Executor
+from pyclattn.graph.identity import ATTENTION, fingerprint
 from pyclattn.graph.passes import optimize
 from pyclattn.graph.planner import check_shape, located
 from pyclattn.graph.program import Op, Program, Value, walk
 from pyclattn.graph.serial import load_program, save_program
-from pyclattn.graph.spec import Settings, Spec
+from pyclattn.graph.spec import Observed, Settings, Spec
 from pyclattn.graph.weights import weight_bytes
 from pyclattn.huggingface import read_folder
 from pyclattn.plan import Plan
 
 # ONNX Runtime's names of element types
 _ORT_TYPES = {"float32": "float", "float64": "double", "float16": "float16"}
-ATTENTION = "pyclattn:Attention"
+PLAN_KEY = "pyclattn.plan"  # in the metadata of a program
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class NodeArg:
 
 def load(
     path: str | os.PathLike,
-    attention: str | Mapping | Plan = "exact",
+    attention: str | Mapping | Plan | None = None,
     *,
     n_threads: int | None = None,
     max_memory: int | None = None,
@@ -51,9 +53,10 @@ def load(
         A file pyclattn-export or `Model.save` wrote; one of a kind for which a reader is installed (``.onnx`` with
         ``pip install pyclattn[export]``); or a Hugging Face folder, config.json beside weights, of an encoder
         (docs/layers.md lists them).
-    attention : str, mapping or Plan
-        "exact", "clustered" or "improved-clustered"; ``{"method": ..., **parameters}``; or a mapping of the names in
-        `Model.attentions` to either, "default" for the rest.
+    attention : str, mapping or Plan, optional
+        "exact", "clustered", "improved-clustered" or "coclustered"; ``{"method": ..., **parameters}``; a mapping of the
+        names in `Model.attentions` to either, "default" for the rest; a plan, or the path of one, ending in .json. By
+        default the plan that was saved with the model; exact if there is none.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     max_memory : int, optional
@@ -116,6 +119,9 @@ class Model:
         As of `load`.
     path : str
         For messages.
+    observe : callable, optional
+        Called with a `pyclattn.graph.spec.Observed` after each attention that can be replaced: what it was given and
+        gave, for calibration and research.
 
     Attributes
     ----------
@@ -141,18 +147,19 @@ class Model:
         self,
         program: Program,
         *,
-        attention: str | Mapping | Plan = "exact",
+        attention: str | Mapping | Plan | None = None,
         n_threads: int | None = None,
         max_memory: int | None = None,
         path: str = "",
+        observe: Callable[[Observed], None] | None = None,
     ):
         self.program, self.path = program, path
         optional = program.metadata.get("optional")
         optional = optional if isinstance(optional, Mapping) else {}
         self._optional = {v: optional[v.name] for v in program.inputs[1:] if type(optional.get(v.name)) is int}
         self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
-        self.plan = Plan.of(attention, self.attentions)
-        settings = Settings(n_threads=_threads.resolve(n_threads), attention=self.plan.choice)
+        self.plan = self._plan(attention)
+        settings = Settings(n_threads=_threads.resolve(n_threads), attention=self.plan.parts, observe=observe)
         self.max_memory, left = max_memory, None
         if max_memory is not None:
             left = max_memory - weight_bytes(program)
@@ -161,6 +168,19 @@ class Model:
                     f"the weights have {weight_bytes(program):,} bytes, max_memory is {max_memory:,}: no model fits"
                 )
         self._executor = Executor(program, settings, left)
+
+    def _plan(self, attention: str | Mapping | Plan | None) -> Plan:
+        """The plan that is meant, checked against the model; without one, that of the file."""
+        if attention is None:
+            text = self.program.metadata.get(PLAN_KEY)
+            attention = Plan() if not isinstance(text, str) else Plan.from_json(text, f"the metadata's {PLAN_KEY}")
+        plan = Plan.of(attention)
+        return Plan.of(plan, self.attentions, self.fingerprint if plan.model else "")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which model this is: see `pyclattn.graph.identity.fingerprint`."""
+        return fingerprint(self.program)
 
     @property
     def weight_bytes(self) -> int:
@@ -298,7 +318,7 @@ class Model:
         given = [*op.inputs, "", ""]
         masks = ["pair"] * bool(given[3]) + ["padding"] * bool(given[4])
         masks += ["causal"] * bool(op.attributes.get("is_causal"))
-        result = {"name": name, "mask": " and ".join(masks) or "none", "method": self.plan.choice(name)[0]}
+        result = {"name": name, "mask": " and ".join(masks) or "none", "method": ", ".join(self.plan.methods(name))}
         query, key = (known.get(n) for n in op.inputs[:2])
         if query is not None and key is not None:
             default = op.attributes.get("layout", "bhld")
@@ -307,9 +327,19 @@ class Model:
             result.update(heads=q["h"], kv_heads=k["h"], queries=q["l"], keys=k["l"], head_dim=q["d"])
         return result
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the model to one safetensors file, whole or not at all."""
-        save_program(path, self.program)
+    def save(self, path: str | os.PathLike, plan: Plan | None = None) -> None:
+        """Write the model to one safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+        plan : Plan, optional
+            Kept in the file's metadata, for `load` to run by; by default the one that was there. ``Plan()``: exact.
+        """
+        program = self.program
+        if plan is not None:
+            program = replace(program, metadata={**program.metadata, PLAN_KEY: self._plan(plan).to_json()})
+        save_program(path, program)
 
 
 def _node_arg(value: Value) -> NodeArg:

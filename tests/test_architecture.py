@@ -15,20 +15,21 @@ import pyclattn
 ROOT = Path(pyclattn.__file__).parent
 
 # What each room may import besides itself. A room that is not listed may not exist: give it a place here.
-GROUND = {"errors", "arrays", "_config", "_threads", "_blas", "weights"}
+GROUND = {"errors", "arrays", "_config", "_threads", "_blas", "_tables", "weights"}
 BELOW = {
     "errors": set(),
     "arrays": set(),
     "_config": {"errors"},
     "_threads": {"errors", "_config"},
     "_blas": set(),
+    "_tables": set(),
     "weights": {"errors", "arrays", "_config"},
     "reference": {"errors", "arrays"},
     "kernels": {"errors", "arrays"},
     "_ext": {"errors", "arrays", "_config"},
     "_dispatch": {"errors", "_config", "_threads", "reference", "kernels", "_ext"},
     "functional": {*GROUND, "_dispatch"},
-    "plan": {"errors"},
+    "plan": {"errors", "weights", "_tables"},
     "graph": {*GROUND, "functional"},
     "layers": {*GROUND, "functional", "graph", "plan"},
     "huggingface": {*GROUND, "functional", "graph", "plan", "layers"},

@@ -83,6 +83,32 @@ class Spec:
         return f"{self.dtype.name}{list(self.shape)}"
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What an attention was given and gave, for whoever observes a run. The arrays hold only during the call.
+
+    Attributes
+    ----------
+    name : str
+    query, key, value, output : array (B, H, L, D), (B, H', S, D), (B, H', S, E), (B, H, L, E)
+        Views, not to be written to.
+    options : dict
+        ``scale``, ``n_threads``, and what the model masks by: ``attn_mask``, ``key_padding_mask``, ``is_causal``.
+    methods : tuple of str
+        The method of each part of the heads; what cannot be clustered says "exact" here, whatever was asked.
+    seconds : float
+    """
+
+    name: str
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    output: np.ndarray
+    options: dict[str, Any]
+    methods: tuple[str, ...]
+    seconds: float
+
+
 @dataclass
 class Settings:
     """What builders may decide by, besides shapes."""
@@ -90,7 +116,9 @@ class Settings:
     n_threads: int = 1
     block_bytes: int = 1 << 22  # scratch of a blocked product; halved by the planner to keep a memory limit
     prepares: bool = True  # pack weights and compute large constants once, which takes memory
-    attention: Any = None  # function: attention's name -> (method, parameters)
+    attention: Any = None  # function: name, heads, heads of keys, queries, keys -> [(slice of the latter heads, method,
+    # parameters)], as `pyclattn.plan.Plan.parts`; None: exact everywhere
+    observe: Callable[[Observed], None] | None = None  # called after each attention that could be replaced
     programs: Any = None  # function: nested Program -> executor, kept by the outer executor
     free_names: Any = None  # function: nested Program -> the outer names it reads
 

@@ -309,20 +309,49 @@ class MultiHeadAttention:
         float32 array (B, L, H E), or (T, H E)
         """
         plan = self.attention if attention is None else Plan.of(attention)
-        method, options = plan.choice(self.name)
+        options = {
+            "key_padding_mask": key_padding_mask, "scale": self.scale, "offsets": offsets,
+            "key_offsets": key_offsets, "n_threads": n_threads,
+        }  # fmt: skip
+        options |= {} if attn_mask is None else {"attn_mask": attn_mask}
+        options |= {"is_causal": True} if is_causal else {}
+        parts = plan.parts(self.name, *_counts(heads, offsets, key_offsets))
         # what a method cannot mask is computed exactly
-        if attn_mask is not None or (is_causal and not _takes(method, "is_causal")):
-            method, options = "exact", {}
-        for name, value in (("attn_mask", attn_mask), ("is_causal", is_causal or None)):
-            if value is not None:
-                options[name] = value
-        if is_self and key_padding_mask is not None and _takes(method, "query_padding_mask"):
-            options["query_padding_mask"] = key_padding_mask
-        y = METHODS[method](
-            *heads, key_padding_mask=key_padding_mask, scale=self.scale, offsets=offsets, key_offsets=key_offsets,
-            n_threads=n_threads, **options,
-        )  # fmt: skip
-        return _join(y)
+        if attn_mask is not None or (is_causal and not all(_takes(method, "is_causal") for _, method, _ in parts)):
+            parts = [(slice(None), "exact", {})]
+        outputs = []
+        for own, method, parameters in parts:
+            if is_self and key_padding_mask is not None and _takes(method, "query_padding_mask"):
+                parameters = {**parameters, "query_padding_mask": key_padding_mask}
+            outputs.append((own, METHODS[method](*_taken(heads, own), **options, **parameters)))
+        return _join(outputs[0][1] if len(outputs) == 1 else _together(heads, outputs))
+
+
+def _counts(heads: Heads, offsets: Given, key_offsets: Given) -> tuple[int, int, int, int]:
+    """Heads, heads of keys, and the longest sequence of queries and of keys, as a plan asks for them."""
+    counts = [heads.query.shape[-3], heads.key.shape[-3], heads.query.shape[-2], heads.key.shape[-2]]
+    for i, own in ((2, offsets), (3, offsets if key_offsets is None else key_offsets)):
+        if own is not None and len(own) > 1:
+            counts[i] = int(np.diff(own).max())
+    return counts[0], counts[1], counts[2], counts[3]
+
+
+def _taken(heads: Heads, own: slice) -> tuple[Float32, Float32, Float32]:
+    """The heads of keys in a slice, with their queries: views."""
+    n_kv_heads = heads.key.shape[-3]
+    group = heads.query.shape[-3] // max(1, n_kv_heads)
+    asking = own if group == 1 else slice(*(n if n is None else n * group for n in (own.start, own.stop)))
+    return heads.query[..., asking, :, :], heads.key[..., own, :, :], heads.value[..., own, :, :]
+
+
+def _together(heads: Heads, outputs: list[tuple[slice, Float32]]) -> Float32:
+    """Outputs of slices of the heads as one array."""
+    shape = (*heads.query.shape[:-1], heads.value.shape[-1])
+    out, group = np.empty(shape, np.float32), shape[-3] // heads.key.shape[-3]
+    for own, part in outputs:
+        asking = own if group == 1 else slice(own.start * group, own.stop * group)
+        out[..., asking, :, :] = part
+    return out
 
 
 def _cut(x: Float32, n_heads: int) -> Float32:

@@ -148,8 +148,8 @@ def test_wrong_attention(attention, words):
 def test_plan_of_a_plan():
     plan = Plan.of({"default": "clustered", "layer1": "exact"})
     assert Plan.of(plan, ["layer1"]) is plan
-    assert plan.choice("layer1") == ("exact", {})
-    assert plan.choice("other") == ("clustered", {"n_clusters": 100})
+    assert plan.parts("layer1", 2, 2, 9, 9) == [(slice(0, 2, 1), "exact", {})]
+    assert plan.parts("other", 2, 2, 9, 9) == [(slice(0, 2, 1), "clustered", {"n_clusters": 100})]
 
 
 def test_estimate_holds_weights_inputs_and_buffers(path):

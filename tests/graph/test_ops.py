@@ -82,7 +82,7 @@ def test_a_mask_of_pairs_is_computed_exactly_whatever_was_asked():
     from tests.graph.build import program_of
 
     q, k, v = (normal(1, 2, 64, 16) for _ in range(3))
-    settings = Settings(attention=lambda name: ("clustered", {"n_clusters": 4}))
+    settings = Settings(attention=lambda *_: [(slice(0, 2), "clustered", {"n_clusters": 4})])
     for attributes, mask in (({}, normal(64, 64)), ({"is_causal": True}, None)):
         inputs = [q, k, v] if mask is None else [q, k, v, mask]
         program, feeds = program_of("pyclattn:Attention", inputs, attributes)
@@ -220,12 +220,12 @@ def test_attention_runs_the_method_of_its_name():
     program, feeds = program_of("pyclattn:Attention", [q, k, v], {"name": "a1"})
     asked = []
 
-    def choose(name):
-        asked.append(name)
-        return "improved-clustered", {"n_clusters": 8, "topk": 4}
+    def choose(name, *counts):
+        asked.append((name, counts))
+        return [(slice(0, 2), "improved-clustered", {"n_clusters": 8, "topk": 4})]
 
     (result,) = Executor(program, Settings(attention=choose))(feeds).values()
-    assert asked == ["a1"]
+    assert asked == [("a1", (2, 2, 64, 64))]
     expected = pyclattn.improved_clustered_attention(q, k, v, n_clusters=8, topk=4)
     np.testing.assert_array_equal(result, expected)
     assert np.abs(result - naive_attention(q, k, v)).max() > 1e-3  # it was not exact

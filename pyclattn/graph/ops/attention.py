@@ -7,6 +7,8 @@ view; the functions take any strides and write in the memory order of the query.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from pyclattn.functional.coclustered import coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import op
-from pyclattn.graph.spec import Kernel, Node, Spec, simple
+from pyclattn.graph.spec import Kernel, Node, Observed, Spec, simple
 
 METHODS = {
     "exact": scaled_dot_product_attention,
@@ -25,6 +27,8 @@ METHODS = {
     "improved-clustered": improved_clustered_attention,
     "coclustered": coclustered_attention,
 }
+# Methods that take is_causal.
+CAUSAL = ("exact", "improved-clustered")
 # What a method takes beside inputs and output: of the shapes of query, key and value, n_threads=, **parameters.
 WORKING_BYTES: dict[str, Callable[..., int]] = {
     "exact": lambda *shapes, **_: 1 << 20,  # tiles
@@ -56,16 +60,9 @@ def _attention(node: Node) -> Kernel:
         if node.has(i):
             node.spec(i)
             masks[name] = i
-    causal, scale = bool(node.attr("is_causal", False)), node.attr("scale", None)
-    method, parameters = "exact", {}
-    name = node.attr("name", node.op.name)
-    if node.settings.attention is not None:
-        method, parameters = node.settings.attention(name)
-    # what a method cannot mask is computed exactly
-    if method != "exact" and ("attn_mask" in masks or (causal and method != "improved-clustered")):
-        method, parameters = "exact", {}
-    function = METHODS[method]
-    options = {"scale": scale, "n_threads": node.settings.n_threads, **parameters}
+    causal, name = bool(node.attr("is_causal", False)), node.attr("name", node.op.name)
+    parts = _parts(node, name, (h, heads, length, keys), "attn_mask" in masks, causal)
+    options = {"scale": node.attr("scale", None), "n_threads": node.settings.n_threads}
     if causal:
         options["is_causal"] = True
     shape = [0] * 4
@@ -75,6 +72,7 @@ def _attention(node: Node) -> Kernel:
     copied = [a.strides[-1] != a.itemsize and a.shape[-1] > 1 for a in (q, k, v)]
     # other types are computed in float32 and converted; rows must lie side by side to be written in place
     is_direct = q.dtype == np.float32 and out_order[3] == 3
+    observe = node.settings.observe
 
     def bind(ins, outs, scratch):
         arrays = [a.transpose(order) for a, order in zip(ins, orders)]
@@ -82,18 +80,56 @@ def _attention(node: Node) -> Kernel:
         out = outs[0].transpose(out_order)  # either layout is its own inverse
 
         def run():
+            start = perf_counter()
             query, key, value = (np.ascontiguousarray(a) if c else a for a, c in zip(arrays, copied))
-            if is_direct:
-                function(query, key, value, out=out, **given, **options)
-            else:
-                out[...] = function(query, key, value, **given, **options)
+            for part in parts:
+                own = query[:, part.heads], key[:, part.kv_heads], value[:, part.kv_heads]
+                if is_direct:
+                    METHODS[part.method](*own, out=out[:, part.heads], **given, **options, **part.parameters)
+                else:
+                    out[:, part.heads] = METHODS[part.method](*own, **given, **options, **part.parameters)
+            if observe is not None:
+                seconds, methods = perf_counter() - start, tuple(part.method for part in parts)
+                observe(Observed(name, query, key, value, out, {**given, **options}, methods, seconds))
 
         return run
 
     extra = sum(a.size * 4 for a, c in zip((q, k, v), copied) if c)
-    size = 0 if is_direct else b * h * length * width * 4
-    working = WORKING_BYTES[method](q.shape, k.shape, v.shape, n_threads=node.settings.n_threads, **parameters)
-    return Kernel([Spec(shape, q.dtype)], bind, transient=size + extra + working)
+    working = max(part.bytes(q.shape, k.shape, v.shape, is_direct, node.settings.n_threads) for part in parts)
+    return Kernel([Spec(shape, q.dtype)], bind, transient=extra + working)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Heads of one attention that run in one call: views, no copies."""
+
+    heads: slice
+    kv_heads: slice
+    method: str
+    parameters: dict
+
+    def bytes(self, q: tuple, k: tuple, v: tuple, is_direct: bool, n_threads: int) -> int:
+        """What the call holds beside inputs and output."""
+        own = []
+        for (batch, n_heads, length, width), taken in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)):
+            own.append((batch, len(range(*taken.indices(n_heads))), length, width))
+        size = 0 if is_direct else own[0][0] * own[0][1] * own[0][2] * own[2][3] * 4
+        return size + WORKING_BYTES[self.method](*own, n_threads=n_threads, **self.parameters)
+
+
+def _parts(node: Node, name: str, counts: tuple[int, int, int, int], is_masked: bool, causal: bool) -> list[_Part]:
+    """The calls of an attention with these heads, heads of keys, queries and keys."""
+    every = slice(0, counts[0], 1), slice(0, counts[1], 1)
+    asked = [] if node.settings.attention is None else node.settings.attention(name, *counts)
+    # what a method cannot mask is computed exactly
+    if not asked or is_masked or (causal and any(method not in CAUSAL for _, method, _ in asked)):
+        return [_Part(*every, "exact", {})]
+    group = counts[0] // max(1, counts[1])
+    found = []
+    for own, method, parameters in asked:
+        heads = own if group == 1 else slice(own.start * group, own.stop * group, 1)
+        found.append(_Part(heads, own, method, parameters))
+    return found
 
 
 def split_heads(x: Spec, heads: int | None) -> tuple[int, ...]:

@@ -1,0 +1,91 @@
+"""A method of attention and its parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyclattn.errors import ArgumentError
+
+METHODS = ("exact", "clustered", "improved-clustered", "coclustered")
+# The published settings of (improved) clustered attention (Vyas et al. 2020): 100 clusters, the 32 best keys of each.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "clustered": {"n_clusters": 100},
+    "improved-clustered": {"n_clusters": 100, "topk": 32},
+    "coclustered": {},
+}
+PARAMETERS = {
+    "exact": set(),
+    "clustered": {"n_clusters", "cluster_factor", "n_bits", "n_iterations", "clustering", "seed"},
+    "improved-clustered": {"n_clusters", "cluster_factor", "n_bits", "n_iterations", "clustering", "seed", "topk"},
+    "coclustered": {"n_query_clusters", "cluster_factor", "n_key_clusters", "n_exact", "rank"},
+}
+# The number of query clusters that cluster_factor x sqrt(queries) stands for.
+_CLUSTERS = {"clustered": "n_clusters", "improved-clustered": "n_clusters", "coclustered": "n_query_clusters"}
+
+
+def parse_attention(text: str) -> Any:
+    """What a command line says of attention: a method, a plan's file, or JSON for parameters and names."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(f"--attention is a method or JSON, got {text!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method of attention and its parameters.
+
+    Parameters
+    ----------
+    method : str
+    parameters : mapping
+        Arguments of the method. ``cluster_factor`` stands for that times the root of the number of queries, as the
+        number of (query) clusters.
+    heads : tuple of int, optional
+        The heads that run so, ascending; None: all.
+    """
+
+    method: str = "exact"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    heads: tuple[int, ...] | None = None
+
+    def at(self, n_queries: int) -> dict[str, Any]:
+        """The method's arguments for this many queries."""
+        given = dict(self.parameters)
+        factor = given.pop("cluster_factor", None)
+        if factor is not None:
+            given[_CLUSTERS[self.method]] = max(1, round(factor * math.sqrt(n_queries)))
+        return given
+
+    def __str__(self) -> str:
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.parameters.items())])
+
+
+def choice_of(value) -> Choice:
+    """The choice a caller means by a method, or by a mapping of "method" and parameters."""
+    if isinstance(value, Choice):
+        return value
+    parameters: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {}
+    method = value if isinstance(value, str) else parameters.pop("method", None)
+    if method not in METHODS:
+        raise ArgumentError(f"attention must be one of {', '.join(METHODS)}, got {method if method else value!r}")
+    unknown = sorted(set(parameters) - PARAMETERS[method])
+    if unknown:
+        known = ", ".join(sorted(PARAMETERS[method])) or "none"
+        raise ArgumentError(f"attention {method!r} has no parameter {', '.join(unknown)}; it has: {known}")
+    factor = parameters.get("cluster_factor")
+    if factor is None:
+        return Choice(method, {**DEFAULTS[method], **parameters})
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ArgumentError(f"cluster_factor must be a positive number, got {factor!r}")
+    if _CLUSTERS[method] in parameters:
+        raise ArgumentError(f"cluster_factor and {_CLUSTERS[method]} both say how many clusters: give one")
+    defaults = {name: value for name, value in DEFAULTS[method].items() if name != _CLUSTERS[method]}
+    return Choice(method, {**defaults, **parameters})
