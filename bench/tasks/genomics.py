@@ -21,21 +21,21 @@ from bench.tasks.tis_transformer import LONGEST, TisTransformer
 from bench.tasks.workers import Answer, ask
 from pyclattn import _threads, load_weights
 from pyclattn.errors import PyclattnError
-from pyclattn.plan import METHODS, Plan, parse_attention
+from pyclattn.plan import Plan, parse_attention
 
 LENGTHS = (10_000, 20_000, 30_000)
 # Genes a length: those whose own unspliced RNA is the longest.
 N_GENES = 3
 PUBLISHED = {"method": "improved-clustered", "n_clusters": 100, "topk": 32}
-LARGER = {"method": "improved-clustered", "n_clusters": 256, "topk": 512, "clustering": "kmeans"}
+LARGER = {"method": "improved-clustered", "n_clusters": 256, "topk": 512, "clustering": "metric"}
 ATTENTIONS = {
     "exact": "exact",
     "improved, hashing": PUBLISHED,
     "improved, k-means": {**PUBLISHED, "clustering": "kmeans"},
-    "improved, k-means, larger": LARGER,
+    "improved, metric, larger": LARGER,
+    "co-clustered": "coclustered",
+    "co-clustered, larger": {"method": "coclustered", "n_exact": 256},
 }
-if "coclustered" in METHODS:
-    ATTENTIONS["co-clustered"] = "coclustered"
 WIDTHS = (18, 25, 8, 11, 11, 11, 11, 11)
 HEADINGS = ("sequences", "attention", "time", "peak memory", "start codon", "of those", "same as", "largest")
 BELOW = ("", "", "", "", "found first", "with 5' end", "exact's", "difference")
