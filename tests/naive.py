@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+TINY = float(np.finfo(np.float32).tiny)
+
 
 def scale_of(query, scale):
     """The factor on the logits."""
@@ -268,3 +270,182 @@ def dense(rows, weight, bias, name):
                 total += float(x) * float(w)
             out[i, j] = activated(total, name)
     return out
+
+
+# Co-clustered attention (docs/coclustered.md)
+
+
+def evenly(n, count):
+    """``count`` places among n, evenly spread."""
+    return [i * n // count for i in range(count)]
+
+
+def covariance(rows):
+    """Covariance of at most 1,024 of the rows, evenly spread."""
+    rows = rows[evenly(len(rows), min(len(rows), 1024))]
+    mean = weighted_sum([1.0 / len(rows)] * len(rows), rows)
+    return sum(np.outer(row - mean, row - mean) for row in rows) / len(rows)
+
+
+def principal_axes(matrix, rank):
+    """Leading eigenvectors, as columns."""
+    return np.linalg.eigh(matrix)[1][:, ::-1][:, :rank]
+
+
+def seen_by(rows, others, rank):
+    """Leading principal coordinates of x C^(1/4), C the covariance of the others: |x|^2 there is x C^(1/2) x."""
+    values, vectors = np.linalg.eigh(covariance(others))
+    root = sum(max(value, 0.0) ** 0.25 * np.outer(v, v) for value, v in zip(values, vectors.T))
+    return rows @ root @ principal_axes(root @ covariance(rows) @ root, rank)
+
+
+def nearest(points, centers):
+    """The label of each point, ties to the lowest, and the least margin as in `kmeans`."""
+    labels, margin = [], math.inf
+    size = max([float(p @ p) for p in points] + [1e-300])
+    for p in points:
+        squares = [float((p - c) @ (p - c)) for c in centers]
+        labels.append(squares.index(min(squares)))
+        if len(squares) > 1:
+            first, second = sorted(squares)[:2]
+            margin = min(margin, (second - first) / size)
+    return labels, margin
+
+
+def strided_kmeans(points, n_clusters):
+    """Members of each cluster by three steps of k-means on 16 points a cluster, and one assignment; and the margin."""
+    n_clusters = min(n_clusters, len(points))
+    sample = points[evenly(len(points), min(len(points), 16 * n_clusters))]
+    centers, margin = sample[evenly(len(sample), n_clusters)].copy(), math.inf
+    for _ in range(3):
+        labels, gap = nearest(sample, centers)
+        margin = min(margin, gap)
+        for c in range(n_clusters):
+            members = sample[[label == c for label in labels]]
+            if len(members):
+                centers[c] = weighted_sum([1.0 / len(members)] * len(members), members)
+    labels, gap = nearest(points, centers)
+    return [[i for i, label in enumerate(labels) if label == c] for c in range(n_clusters)], min(margin, gap)
+
+
+class CoclusteredHead:
+    """One head of one sequence: its clusters, and what each key costs in the tail of each query cluster."""
+
+    def __init__(self, q, k, v, bias, factor, n_query_clusters, n_key_clusters, rank):
+        self.q, self.k, self.v, self.bias, self.factor = q, k, v, bias, factor
+        groups, gap = strided_kmeans(seen_by(q, k, rank), n_query_clusters)
+        self.key_groups, key_gap = strided_kmeans(seen_by(k, q, rank), n_key_clusters)
+        self.groups, self.gap = [group for group in groups if group], min(gap, key_gap)
+        self.centers = [weighted_sum([1.0 / len(g)] * len(g), q[g]) for g in self.groups]
+        self.axes = principal_axes(covariance(k), rank)
+        self._slopes_and_scores()
+        self.logits = [[factor * float(center @ row) + b for row, b in zip(k, bias)] for center in self.centers]
+        self.errors = [self._errors(c) for c in range(len(self.groups))]
+
+    def _slopes_and_scores(self):
+        on_axes, off = np.zeros((len(self.k), self.axes.shape[1])), np.zeros_like(self.v)
+        self.slopes = []
+        for group in self.key_groups:
+            for i in group:
+                on_axes[i] = (self.k[i] - self.k[group].mean(axis=0)) @ self.axes
+                off[i] = self.v[i] - self.v[group].mean(axis=0)
+            total = sum((np.outer(on_axes[i], off[i]) for i in group), np.zeros((self.axes.shape[1], off.shape[1])))
+            self.slopes.append(total / max(len(group), 1))
+        self.spread = (on_axes**2).mean(axis=0)
+        radii = [float(x @ x) for x in on_axes], [float(x @ x) for x in off]
+        floors = [1e-3 * max(sum(r) / len(r), TINY**2) for r in radii]
+        self.scores = [sum(0.5 * math.log(r[i] + f) for r, f in zip(radii, floors)) for i in range(len(self.k))]
+
+    def _errors(self, c):
+        """Log of the error each key makes in the tail; its sampled keys' come with `sampled`."""
+        group, center, logits = self.groups[c], self.centers[c], self.logits[c]
+        radius = sum(float((self.q[i] - center) @ (self.q[i] - center)) for i in group) / len(group)
+        sample = [logits[i] for i in self.sampled()]
+        peak = max(sample)
+        mass = peak + math.log(sum(math.exp(x - peak) for x in sample) / len(sample) * len(logits))
+        return [x + score - mass + 0.5 * math.log(max(radius, TINY)) for x, score in zip(logits, self.scores)]
+
+    def sampled(self):
+        """512 keys, evenly spread over the sorted ones; fewer keys come several times."""
+        ordered = [i for group in self.key_groups for i in group]
+        return [ordered[place] for place in evenly(len(ordered), 512)]
+
+    def attend(self, c, taken):
+        """Outputs of the members of cluster c, with these keys exact."""
+        center, logits, factor = self.centers[c], self.logits[c], self.factor
+        peak, width = max(logits), self.v.shape[1]
+        masses, keys, values, slope = [], [], [], np.zeros((self.axes.shape[1], width))
+        for group, own in zip(self.key_groups, self.slopes):
+            left = [i for i in group if i not in taken]
+            weights = [math.exp(logits[i] - peak) for i in left]
+            if sum(weights) > 0:
+                masses.append(sum(weights))
+                keys.append(weighted_sum(weights, self.k[left]) / masses[-1])
+                values.append(weighted_sum(weights, self.v[left]) / masses[-1])
+                slope = slope + masses[-1] * own
+        order, rows = sorted(taken), []
+        for i in self.groups[c]:
+            step = factor * (self.q[i] - center)
+            tail = [float(step @ k) + math.log(m) + peak for k, m in zip(keys, masses)]
+            p = softmax([*tail, *(factor * float(self.q[i] @ self.k[j]) + self.bias[j] for j in order)])
+            row = weighted_sum(p, np.array([*values, *self.v[order]]))
+            if tail:
+                u = step @ self.axes
+                share = sum(p[: len(tail)]) / (1 + float(u**2 @ self.spread))
+                row = row + share * (u @ slope) / sum(masses)
+            rows.append(row)
+        return rows
+
+
+def coclustered(
+    query, key, value, *, n_query_clusters=None, n_key_clusters=None, n_exact=128, rank=16, key_bias=None,
+    key_padding=None, query_padding=None, scale=None,
+):  # fmt: skip
+    """Co-clustered attention and each row's margin: how far any key is from the threshold, 0 where k-means ties.
+
+    One threshold is taken for the heads that have no key head in common: of H heads on H' key heads, every (H / H')th.
+    """
+    n_batch, n_heads, n_queries, _ = query.shape
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    group, factor = n_heads // key.shape[1], scale_of(query, scale)
+    out = np.zeros((n_batch, n_heads, n_queries, value.shape[3]))
+    margin = np.full((n_batch, n_heads, n_queries), math.inf)
+    for b in range(n_batch):
+        bias = np.zeros(key.shape[2]) if key_bias is None else np.asarray(key_bias[b], np.float64)
+        valid = [j for j in range(len(bias)) if bias[j] > -math.inf and (key_padding is None or not key_padding[b, j])]
+        there = np.array([i for i in range(n_queries) if query_padding is None or not query_padding[b, i]])
+        n_own = round(1.5 * math.sqrt(len(there))) if n_query_clusters is None else n_query_clusters
+        n_others = max(16, round(0.75 * math.sqrt(len(valid)))) if n_key_clusters is None else n_key_clusters
+        for member in range(group):
+            numbers = range(member, n_heads, group)
+            heads = [
+                CoclusteredHead(
+                    query[b, h, there], key[b, h // group, valid], value[b, h // group, valid], bias[valid], factor,
+                    n_own, n_others, rank,
+                )
+                for h in numbers
+            ]  # fmt: skip
+            threshold = common_threshold(heads, np.float32(n_exact / len(valid)))
+            for h, head in zip(numbers, heads):
+                for c, members in enumerate(head.groups):
+                    taken = {i for i, error in enumerate(head.errors[c]) if error > threshold}
+                    out[b, h, there[members]] = head.attend(c, taken)
+                    gap = min(abs(error - threshold) for error in head.errors[c])
+                    margin[b, h, there[members]] = gap if head.gap > 2e-7 else 0.0
+    return out, margin
+
+
+def common_threshold(heads, share):
+    """A hair above the least error that at most this share of the pairs of a query and a sampled key are above."""
+    pairs = [
+        (head.errors[c][i], len(members))
+        for head in heads
+        for c, members in enumerate(head.groups)
+        for i in head.sampled()
+    ]
+    most, above = int(float(share) * sum(size for _, size in pairs)), 0
+    for error, size in sorted(pairs, reverse=True):
+        above += size
+        if above > most:
+            return error + 1e-4 * math.log(2)  # a hair above: rounding is not to decide about this very key
+    return -math.inf

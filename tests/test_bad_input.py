@@ -10,12 +10,14 @@ from hypothesis.extra import numpy as hnp
 import pyclattn
 from pyclattn import _dispatch
 from pyclattn.errors import ArgumentError, DTypeError, PyclattnError, ShapeError
+from pyclattn.functional import coclustered
 
 SDPA, CLUSTERED, IMPROVED = (
     pyclattn.scaled_dot_product_attention,
     pyclattn.clustered_attention,
     pyclattn.improved_clustered_attention,
 )
+COCLUSTERED = pyclattn.coclustered_attention
 HASH, CLUSTER, KMEANS = pyclattn.hash_queries, pyclattn.cluster_queries, pyclattn.kmeans
 
 B, H, L, S, D, E = 2, 4, 10, 12, 8, 6
@@ -32,6 +34,9 @@ ROWS = zeros(B, H, L, D)
 X = {"query": ROWS}
 TEN = {"x": ROWS[0], "offsets": [0, L]}
 NONE = zeros(B, S, dtype=bool)
+LONG = {  # so that co-clustered attention does not take it exactly
+    name: np.broadcast_to(x[:, :, :1], (*x.shape[:2], 1100, x.shape[3])) for name, x in GOOD.items()
+}
 KEYS, QUERIES = "key_padding_mask", "query_padding_mask"
 
 RAGGED = [[[[1.0, 2.0], [3.0]]]]
@@ -59,6 +64,7 @@ CALLS = {
     "heads_none": (SDPA, GOOD, {"key": zeros(B, 0, S, D), "value": zeros(B, 0, S, E)}, ShapeError, "heads | (2, 0"),
     "clustered_lengths": (CLUSTERED, GOOD, {"value": zeros(B, 2, 11, E)}, ShapeError, "length | 12 | 11"),
     "improved_lengths": (IMPROVED, GOOD, {"value": zeros(B, 2, 11, E)}, ShapeError, "length | 12 | 11"),
+    "coclustered_lengths": (COCLUSTERED, GOOD, {"value": zeros(B, 2, 11, E)}, ShapeError, "length | 12 | 11"),
     "causal_lengths": (IMPROVED, GOOD, {"is_causal": True}, ShapeError, "is_causal | 10 | 12"),
     "hash_rank": (HASH, X, {"query": zeros(L, D)}, ShapeError, "query | rank 4 | (10, 8)"),
     "cluster_width_0": (CLUSTER, X, {"query": zeros(B, H, L, 0)}, ShapeError, "query | 1 | (2, 4, 10, 0)"),
@@ -87,6 +93,13 @@ CALLS = {
     "clusters_nan": (KMEANS, {"x": ROWS}, {"n_clusters": float("nan")}, DTypeError, "n_clusters | nan"),
     "topk_0": (IMPROVED, GOOD, {"topk": 0}, ArgumentError, "topk | at least 1 | 0"),
     "topk_float": (IMPROVED, GOOD, {"topk": 32.5}, DTypeError, "topk | whole | 32.5"),
+    "exact_negative": (COCLUSTERED, GOOD, {"n_exact": -1}, ArgumentError, "n_exact | at least 0 | -1"),
+    "exact_float": (COCLUSTERED, GOOD, {"n_exact": 64.0}, DTypeError, "n_exact | whole | 64.0"),
+    "exact_none": (COCLUSTERED, GOOD, {"n_exact": None}, DTypeError, "n_exact | whole | None"),
+    "rank_0": (COCLUSTERED, GOOD, {"rank": 0}, ArgumentError, "rank | at least 1 | 0"),
+    "rank_text": (COCLUSTERED, GOOD, {"rank": "16"}, DTypeError, "rank | whole | '16'"),
+    "query_clusters_0": (COCLUSTERED, GOOD, {"n_query_clusters": 0}, ArgumentError, "n_query_clusters | 1 | 0"),
+    "key_clusters_bool": (COCLUSTERED, GOOD, {"n_key_clusters": True}, DTypeError, "n_key_clusters | whole | True"),
     "bits_0": (HASH, X, {"n_bits": 0}, ArgumentError, "n_bits | 1 to 63 | 0"),
     "bits_64": (CLUSTERED, GOOD, {"n_bits": 64}, ArgumentError, "n_bits | 1 to 63 | 64"),
     "iterations_0": (CLUSTERED, GOOD, {"n_iterations": 0}, ArgumentError, "n_iterations | 1 | 0"),
@@ -131,6 +144,18 @@ CALLS = {
     "padding_packed": (SDPA, PACKED, {KEYS: NONE[:1, :L]}, ShapeError, "key_padding_mask | offsets"),
     "padding_hash": (HASH, X, {QUERIES: NONE[:, :3]}, ShapeError, "query_padding_mask | (2, 10) | (2, 3)"),
     "padding_kmeans": (KMEANS, {"x": ROWS}, {"padding_mask": NONE}, ShapeError, "padding_mask | (2, 10) | (2, 12)"),
+    "bias_shape": (COCLUSTERED, GOOD, {"key_bias": zeros(B, L)}, ShapeError, "key_bias | (2, 12) | (2, 10)"),
+    "bias_rank": (COCLUSTERED, GOOD, {"key_bias": zeros(B, 1, S)}, ShapeError, "key_bias | rank 2 | (2, 1, 12)"),
+    "bias_int": (COCLUSTERED, GOOD, {"key_bias": zeros(B, S, dtype=int)}, DTypeError, "key_bias | float32 | int64"),
+    "bias_packed": (COCLUSTERED, PACKED, {"key_bias": zeros(1, L)}, ShapeError, "key_bias | offsets"),
+    "bias_with_padding": (
+        COCLUSTERED,
+        GOOD,
+        {"key_bias": zeros(B, S), KEYS: NONE[:, :3]},
+        ShapeError,
+        "key_padding_mask | (2, 12) | (2, 3)",
+    ),
+    "padding_coclustered": (COCLUSTERED, GOOD, {QUERIES: NONE}, ShapeError, "query_padding_mask | (2, 10) | (2, 12)"),
     "padding_with_mask": (
         SDPA,
         GOOD,
@@ -155,12 +180,14 @@ CALLS = {
     "key_offsets_alone": (SDPA, GOOD, {"key_offsets": [0, S]}, ShapeError, "key_offsets | offsets"),
     "key_offsets_missing": (SDPA, PACKED, NINE, ShapeError, "9 | 10 | key_offsets"),
     "key_offsets_count": (SDPA, PACKED, {"key_offsets": [0, L]}, ShapeError, "key_offsets | 2 | 1"),
+    "key_offsets_coclustered": (COCLUSTERED, PACKED, {"key_offsets": [0, 4, 9]}, ArgumentError, "key_offsets | 10 | 9"),
     "key_offsets_end": (IMPROVED, PACKED, {"key_offsets": [0, 4, 9]}, ArgumentError, "key_offsets | 10 | 9"),
     "offsets_kmeans": (KMEANS, TEN, {"offsets": [0, 3]}, ArgumentError, "offsets | 10 | 3"),
     # results
     "out_shape": (SDPA, GOOD, {"out": zeros(B, H, L, 5)}, ShapeError, "out | (2, 4, 10, 6) | (2, 4, 10, 5)"),
     "out_rank": (IMPROVED, GOOD, {"out": zeros(H, L, E)}, ShapeError, "out | (2, 4, 10, 6) | (4, 10, 6)"),
     "out_packed": (SDPA, PACKED, {"out": zeros(1, H, L, E)}, ShapeError, "out | (4, 10, 6) | (1, 4, 10, 6)"),
+    "out_coclustered": (COCLUSTERED, GOOD, {"out": zeros(H, L, E)}, ShapeError, "out | (2, 4, 10, 6) | (4, 10, 6)"),
     "out_dtype": (CLUSTERED, GOOD, {"out": zeros(B, H, L, E, dtype=">f4")}, DTypeError, "out | float32 | >f4"),
     "out_double": (SDPA, GOOD, {"out": zeros(B, H, L, E, dtype=float)}, DTypeError, "out | float32 | float64"),
     "out_list": (SDPA, GOOD, {"out": [0.0]}, DTypeError, "out | float32 | list"),
@@ -190,6 +217,7 @@ CALLS = {
     "start_packed": (CLUSTERED, PACKED, {"n_clusters": 2, "start": [0, 4]}, ArgumentError, "start | 3 | 4"),
 }  # fmt: skip
 
+MODULES = ("exact", "clustered", "coclustered", "_grouping", "_metric")  # that launch kernels
 NEEDS_CLUSTERS = (CLUSTERED, IMPROVED, CLUSTER, KMEANS)
 
 
@@ -210,7 +238,7 @@ def test_bad_call(name, monkeypatch):
     def launched(*_):
         raise AssertionError("a kernel was launched")
 
-    for module in ("exact", "clustered", "_grouping"):
+    for module in MODULES:
         monkeypatch.setattr(f"pyclattn.functional.{module}.launch", launched)
     with pytest.raises(kind) as caught:
         call(function, {**good, **bad})
@@ -222,9 +250,11 @@ def test_bad_call(name, monkeypatch):
 
 def test_the_kernels_would_have_run(monkeypatch):
     """The trap of `test_bad_call` catches good calls."""
-    for function, good in ((SDPA, GOOD), (CLUSTERED, GOOD), (HASH, X), (KMEANS, {"x": ROWS})):
+    for function, good in (
+        (SDPA, GOOD), (CLUSTERED, GOOD), (COCLUSTERED, LONG), (COCLUSTERED, GOOD), (HASH, X), (KMEANS, {"x": ROWS}),
+    ):  # fmt: skip
         with monkeypatch.context() as patch:
-            for module in ("exact", "clustered", "_grouping"):
+            for module in MODULES:
                 patch.setattr(f"pyclattn.functional.{module}.launch", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 call(function, good)
@@ -281,31 +311,39 @@ def calls(draw):
     """A call of a public function with about the right arguments, and a plain version of the same."""
     batch, heads, n, dim, width = (draw(st.integers(0, most)) for most in (3, 4, 20, 9, 9))
     n_keys = n if draw(st.booleans()) else draw(st.integers(0, 20))
-    function = draw(st.sampled_from([SDPA, CLUSTERED, IMPROVED, HASH, CLUSTER, KMEANS]))
+    function = draw(st.sampled_from([SDPA, CLUSTERED, IMPROVED, COCLUSTERED, HASH, CLUSTER, KMEANS]))
     lead = [batch] if draw(st.integers(0, 3)) else []
     query = draw(arrays([*lead, heads, n, dim]))
     tensors, options = [query], {}
-    if function in (SDPA, CLUSTERED, IMPROVED):
+    if function in (SDPA, CLUSTERED, IMPROVED, COCLUSTERED):
         tensors += [draw(arrays([*lead, heads, n_keys, dim])), draw(arrays([*lead, heads, n_keys, width]))]
     small = st.integers(-1, 40)
     if not lead:
         cuts = sorted(draw(st.lists(st.integers(0, max(n, 1)), max_size=3)))
         options["offsets"] = [0, *cuts, n]
-        if function in (SDPA, CLUSTERED, IMPROVED) and n_keys != n and draw(st.booleans()):
+        if function in (SDPA, CLUSTERED, IMPROVED, COCLUSTERED) and n_keys != n and draw(st.booleans()):
             options["key_offsets"] = [0, *[min(cut, n_keys) for cut in cuts], n_keys]
     if function in NEEDS_CLUSTERS:
         options["n_clusters"] = draw(small)
         options["n_iterations"] = draw(st.integers(0, 3))
     if function is IMPROVED:
         options["topk"] = draw(small)
+    if function is COCLUSTERED:
+        options["n_exact"] = draw(st.integers(-1, 8))
+        for name in ("n_query_clusters", "n_key_clusters", "rank"):
+            if draw(st.booleans()):
+                options[name] = draw(small)
+        if lead and draw(st.integers(0, 2)) == 0:
+            options["key_bias"] = draw(arrays([batch, n_keys]))
     if function in (SDPA, IMPROVED) and draw(st.booleans()):
         options["is_causal"] = True
     if function in (CLUSTERED, IMPROVED, CLUSTER):
-        options["clustering"] = draw(st.sampled_from(["lsh", "lsh", "kmeans"]))
+        options["clustering"] = draw(st.sampled_from(["lsh", "lsh", "kmeans", "metric"]))
     masks = {
         SDPA: ["key"],
         CLUSTERED: ["key", "query"],
         IMPROVED: ["key", "query"],
+        COCLUSTERED: ["key", "query"],
         HASH: ["query"],
         CLUSTER: ["query"],
     }
@@ -319,7 +357,7 @@ def calls(draw):
         options["attn_mask"] = draw(arrays([n, n_keys]))
     if draw(st.integers(0, 9)) == 0:
         options["start"] = draw(st.lists(small, max_size=5))
-    if function is SDPA or function in (HASH, KMEANS):
+    if function in (SDPA, COCLUSTERED, HASH, KMEANS):
         options.pop("start", None)
     options["n_threads"] = draw(st.integers(1, 3))
     return function, tensors, options
@@ -340,16 +378,17 @@ def check_same(function, options, got, want):
         assert mine.shape == other.shape
         assert mine.dtype == other.dtype
         if mine.dtype != np.float32:
-            if function is not KMEANS and options.get("clustering") != "kmeans":
+            if function is not KMEANS and options.get("clustering") not in ("kmeans", "metric"):
                 assert (mine == other).all()
-        elif options.get("clustering") != "kmeans" and function is not IMPROVED:
+        elif options.get("clustering") not in ("kmeans", "metric") and function not in (IMPROVED, COCLUSTERED):
             assert np.allclose(mine, other, rtol=1e-4, atol=1e-5, equal_nan=True)
         else:
             assert (np.isfinite(mine) == np.isfinite(other)).all()
 
 
-def test_any_arrays():
+def test_any_arrays(monkeypatch):
     """No crash and no foreign exception; and an answer is that of the reference for plain copies of the arrays."""
+    monkeypatch.setattr(coclustered, "SHORTEST", 3)
     outcomes = {"answered": 0, "refused": 0}
 
     @settings(max_examples=300)

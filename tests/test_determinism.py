@@ -12,6 +12,9 @@ from conftest import ROOMS
 
 import pyclattn
 from pyclattn import cluster_queries, hash_queries, kmeans
+from pyclattn.functional import coclustered
+
+coclustered.SHORTEST = 64  # of this process and of those it starts
 
 
 def public(tensors, n_threads, **options):
@@ -26,6 +29,9 @@ def public(tensors, n_threads, **options):
         found.append(pyclattn.clustered_attention(*tensors, **how, **more))
         clusters = cluster_queries(tensors[0], **how, **more)
         found += [clusters.labels, clusters.counts, clusters.centroids]
+    how = {"n_clusters": 30, "topk": 8, "clustering": "metric"}
+    found.append(pyclattn.improved_clustered_attention(*tensors, **how, **more))
+    found.append(pyclattn.coclustered_attention(*tensors, n_exact=16, **more))
     clusters = kmeans(tensors[0], n_clusters=9, n_iterations=3, **more)
     return [*found, clusters.labels, clusters.counts, clusters.centroids, hash_queries(tensors[0], **more)]
 

@@ -9,6 +9,7 @@ import pytest
 
 import pyclattn
 from pyclattn import cluster_queries, hash_queries, kmeans
+from pyclattn.functional import coclustered
 
 # name -> the function and what else it takes; all of query, key, value
 ATTENTION = {
@@ -18,13 +19,17 @@ ATTENTION = {
     "kmeans": (pyclattn.clustered_attention, {"n_clusters": 5, "clustering": "kmeans"}),
     "improved": (pyclattn.improved_clustered_attention, {"n_clusters": 5, "topk": 6}),
     "improved_causal": (pyclattn.improved_clustered_attention, {"n_clusters": 5, "topk": 6, "is_causal": True}),
+    "metric": (pyclattn.improved_clustered_attention, {"n_clusters": 5, "topk": 6, "clustering": "metric"}),
+    "coclustered": (pyclattn.coclustered_attention, {"n_exact": 2}),
 }
 CLUSTERED = [name for name in ATTENTION if not name.startswith("exact")]
+BY_KEYS = ("metric", "coclustered")  # their clusters are not those of `cluster_queries`
 
 
 @pytest.fixture(params=ATTENTION)
-def attention(request):
+def attention(request, monkeypatch):
     """One of the attention functions as a function of query, key, value and more."""
+    monkeypatch.setattr(coclustered, "SHORTEST", 6)
     function, options = ATTENTION[request.param]
     call = lambda *tensors, **more: function(*tensors, **{**options, **more})
     call.name = request.param
@@ -324,7 +329,7 @@ def test_scale_takes_tiny_inputs_back(room, attention, scale):
     query, key, value = inputs.tensors(n=20, dim=8)
     small = np.float32(1 / np.sqrt(abs(scale)))
     options = {}
-    if attention.name in CLUSTERED and attention.name != "kmeans":  # no thresholds: the codes of a direction
+    if attention.name in CLUSTERED and attention.name not in ("kmeans", *BY_KEYS):  # no thresholds: codes of directions
         planes = naive.drawn_planes(0, 63, 8)
         planes[:, -1] = 0
         options = {"planes": planes}
@@ -361,9 +366,17 @@ def test_a_huge_bias_decides(room):
 BAD = [np.nan, np.inf, -np.inf]
 
 
+def unmoved(attention, other):
+    """Entries and heads that keep their bits: co-clustered heads share a threshold with all heads of their entry."""
+    return other.all(axis=1, keepdims=True) | (attention.name != "coclustered")
+
+
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_query(room, attention, bad):
-    """A query that is not finite reaches its own row; of clustered attention, the rows of its cluster."""
+    """A query that is not finite reaches its own row; of clustered attention, the rows of its cluster.
+
+    Clusters of what the keys see move all where a covariance is no number.
+    """
     tensors = inputs.tensors(batch=2, heads=2, n=60, dim=8)
     clean = attention(*tensors)
     query = tensors[0].copy()
@@ -372,13 +385,16 @@ def test_bad_query(room, attention, bad):
         got = attention(query, *tensors[1:])
         reach = np.zeros(clean.shape[:3], bool)
         reach[1, 0, 17] = True
-        if attention.name in CLUSTERED:
+        if attention.name in BY_KEYS:
+            reach[1, 0] = True
+        elif attention.name in CLUSTERED:
             how = {"clustering": "kmeans"} if attention.name == "kmeans" else {}
             labels = cluster_queries(query, n_clusters=5, **how).labels
             reach[1, 0] = labels[1, 0] == labels[1, 0, 17]
     assert np.isfinite(got[~reach]).all()
     other = np.ones((2, 2), bool)
     other[1, 0] = False
+    other &= unmoved(attention, other)
     compare.assert_same_bits(got[other], clean[other])
     if attention.name.startswith("exact"):
         compare.assert_close(got[~reach], clean[~reach], 1e-6)
@@ -397,6 +413,8 @@ def test_bad_key_or_value_row(room, attention, which, bad):
         got = attention(*soiled)
     other = np.ones((2, 4), bool)
     other[1, :2] = False
+    assert np.isfinite(got[other]).all()
+    other &= unmoved(attention, other)
     compare.assert_same_bits(got[other], clean[other])
     if attention.name.endswith("causal"):
         if attention.name == "exact_causal" or which == "value":

@@ -24,7 +24,7 @@ def tensors(n):
     rng = np.random.default_rng(0)
     return [rng.standard_normal((1, {heads}, n, 64), dtype=np.float32) for _ in range(3)]
 
-small, large = tensors(600), tensors({n})
+small, large = tensors(1200), tensors({n})
 call = lambda x: pyclattn.{call}
 call(small)
 Path("/proc/self/clear_refs").write_text("5")
@@ -44,6 +44,8 @@ MASKED = f"scaled_dot_product_attention(*x, n_threads=2, is_causal=True, key_pad
 IMPROVED = "improved_clustered_attention(*x, n_clusters=100, n_threads=2)"
 CLUSTERED = "clustered_attention(*x, n_clusters=100, n_threads=2)"
 KMEANS = "clustered_attention(*x, n_clusters=100, clustering='kmeans', n_iterations=2, n_threads=2)"
+METRIC = "improved_clustered_attention(*x, n_clusters=100, clustering='metric', n_threads=2)"
+COCLUSTERED = "coclustered_attention(*x, n_exact=64, n_threads=2)"
 
 
 def peak(call, n, heads):
@@ -60,6 +62,8 @@ CASES = {
     "improved": (IMPROVED, 16_384, 12, 64),
     "clustered": (CLUSTERED, 16_384, 12, 64),
     "kmeans": (KMEANS, 16_384, 4, 64),
+    "metric": (METRIC, 16_384, 12, 64),
+    "coclustered": (COCLUSTERED, 16_384, 12, 160),
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import pyclattn
 from pyclattn import _config, _dispatch
 from pyclattn.errors import ArgumentError, BackendError
+from pyclattn.functional import coclustered
 
 
 @pytest.mark.parametrize("room", ["reference", "numba", "cython"])
@@ -107,12 +108,16 @@ sys.path.insert(0, {tests!r})
 import inputs
 import pyclattn
 from pyclattn import _dispatch
+from pyclattn.functional import coclustered
+coclustered.SHORTEST = 64
 tensors = inputs.tensors(batch=2, heads=4, kv_heads=2, n=70, n_keys=90, dim=16)
 found = [
     pyclattn.scaled_dot_product_attention(*tensors),
     pyclattn.clustered_attention(*tensors, n_clusters=7),
     pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
     pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
+    pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
+    pyclattn.coclustered_attention(*tensors, n_exact=9),
 ]
 assert all(_dispatch.room_of(kernel) != {room!r} for kernel in _dispatch.OWNERS)
 try:
@@ -130,11 +135,15 @@ np.savez({out!r}, *found)
     ("room", "blocked"),
     [
         ("numba", ["numba"]),
-        ("cython", ["pyclattn._ext.isa", "pyclattn._ext.attention", "pyclattn._ext.clustering"]),
+        (
+            "cython",
+            ["pyclattn._ext.isa", "pyclattn._ext.attention", "pyclattn._ext.clustering", "pyclattn._ext.coclusters"],
+        ),
     ],
 )
-def test_a_missing_room_costs_time_only(room, blocked, tmp_path):
+def test_a_missing_room_costs_time_only(room, blocked, tmp_path, monkeypatch):
     """Without Numba or without the compiled files: the same results, and a forced room that is missing raises."""
+    monkeypatch.setattr(coclustered, "SHORTEST", 64)
     out = str(tmp_path / "found.npz")
     tests = os.path.dirname(os.path.abspath(__file__))
     program = MISSING.format(room=room, blocked=blocked, out=out, tests=tests)
@@ -146,6 +155,8 @@ def test_a_missing_room_costs_time_only(room, blocked, tmp_path):
         pyclattn.clustered_attention(*tensors, n_clusters=7),
         pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
         pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
+        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
+        pyclattn.coclustered_attention(*tensors, n_exact=9),
     ]
     with np.load(out) as found:
         for number, expected in enumerate(want):

@@ -18,6 +18,14 @@ import pytest
 import pyclattn
 from pyclattn import _threads
 from pyclattn.errors import ArgumentError, DTypeError
+from pyclattn.functional import coclustered
+
+
+@pytest.fixture(autouse=True)
+def short_sequences_too(monkeypatch):
+    """Co-clustered attention takes those of these tests exactly otherwise."""
+    monkeypatch.setattr(coclustered, "SHORTEST", 64)
+
 
 # How many threads a call gets
 
@@ -241,6 +249,8 @@ def test_eight_threads_on_shared_inputs(room):
         lambda: pyclattn.scaled_dot_product_attention(*tensors, n_threads=3),
         lambda: pyclattn.improved_clustered_attention(*tensors, n_clusters=9, topk=8, n_threads=3),
         lambda: pyclattn.clustered_attention(*tensors, n_clusters=9, clustering="kmeans", n_threads=2),
+        lambda: pyclattn.improved_clustered_attention(*tensors, n_clusters=9, clustering="metric", n_threads=2),
+        lambda: pyclattn.coclustered_attention(*tensors, n_exact=9, n_threads=3),
         lambda: pyclattn.cluster_queries(tensors[0], n_clusters=9, n_threads=2).labels,
     ]
     want = [call() for call in calls]
@@ -270,6 +280,7 @@ def everything(tensors):
     return [
         pyclattn.scaled_dot_product_attention(*tensors, n_threads=3).tobytes(),
         pyclattn.improved_clustered_attention(*tensors, n_clusters=9, topk=8, n_threads=3).tobytes(),
+        pyclattn.coclustered_attention(*tensors, n_exact=9, n_threads=3).tobytes(),
         pyclattn.kmeans(tensors[0], n_clusters=9, n_threads=3).labels.tobytes(),
     ]
 
@@ -359,6 +370,7 @@ def test_the_hosts_blas_is_as_before(room):
             for mine in (1, 3):
                 pyclattn.scaled_dot_product_attention(*tensors, n_threads=mine)
                 pyclattn.improved_clustered_attention(*tensors, n_clusters=5, n_threads=mine)
+                pyclattn.coclustered_attention(*tensors, n_exact=9, n_threads=mine)
                 pyclattn.kmeans(tensors[0], n_clusters=5, n_threads=mine)
                 assert [get() for get, _ in libraries] == [n_threads] * len(libraries)
     finally:

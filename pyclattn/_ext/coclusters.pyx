@@ -4,7 +4,7 @@ A sorted row is [key (D), its own logit (1), value (E)], logits in base 2: a pan
 the score. The tail, one mean row a cluster of keys, has the same shape, so that each query sees one list of rows.
 """
 
-from libc.math cimport exp2f, log2f
+from libc.math cimport exp2f, log2f, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -185,8 +185,8 @@ def moments(
                     total = 0
                     for d in range(depth + 1, size):
                         x = row[d] - mean[d]
-                        total += x * x
-                    radii[head, at, 0], radii[head, at, 1] = 0, <float> total
+                        total += <double> x * x
+                    radii[head, at, 0], radii[head, at, 1] = 0, <float> sqrt(total)
                 start = 0
                 while start < rank:  # a panel of axes at a time
                     used = min(lanes, rank - start)
@@ -206,8 +206,9 @@ def moments(
                                 x = s[k * lanes + i] - center[i]
                                 s[k * lanes + i] = x
                                 squares[head, c, start + i] += x * x
-                                total += x * x
-                            radii[head, at + k, 0] += <float> total
+                                total += <double> x * x
+                            x = radii[head, at + k, 0]
+                            radii[head, at + k, 0] = <float> sqrt(<double> x * x + total)
                         isa.accumulate(&rows[head, at, depth + 1], size, n, width, s, vectors, ones, o)
                         at += n
                     n = stop - member_offsets[head, c]

@@ -67,7 +67,7 @@ static void tile_tilt(float *u, long rank, const float *center, const float *spr
         vf damping = spread(1.f), *x = (vf *)u + j;
         for (long r = 0; r < rank; r++) {
             x[r * NV] = (x[r * NV] - center[r]) * 0.693147180559945f;
-            damping += x[r * NV] * x[r * NV] * spreads[r];
+            damping += x[r * NV] * (x[r * NV] * spreads[r]);  /* the square alone may be too large */
         }
         vf share = ((const vf *)tail_mass)[j] * exp2_neg(((const vf *)tail_m)[j] - ((const vf *)m)[j]) / damping;
         for (long r = 0; r < rank; r++) x[r * NV] *= share;

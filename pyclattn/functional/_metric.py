@@ -63,7 +63,7 @@ def axes_between(
         other_axes[at] = _leading(other_spread[at], root, rank)
         principal[at] = vectors[:, ::-1][:, :rank].T
 
-    _each(shape[0] * shape[1], solve, n_threads)
+    each(shape[0] * shape[1], solve, n_threads)
     return axes, other_axes, principal
 
 
@@ -74,12 +74,13 @@ def _root(covariance: Float64) -> tuple[Float64, Float64]:
 
 
 def _leading(own: Float64, root: Float64, rank: int) -> Float64:
-    """Leading axes of rows with covariance ``own`` under the metric root root^T."""
-    _, leading = np.linalg.eigh(root.T @ own @ root)
-    return (root @ leading[:, ::-1][:, :rank]).T
+    """Leading axes of rows with covariance ``own`` under the metric root root^T, of variance 1 on the first."""
+    values, leading = np.linalg.eigh(root.T @ own @ root)
+    size = values[-1] ** 0.5 if values[-1] > 1e-60 else 1.0  # less is none in float32
+    return (root @ leading[:, ::-1][:, :rank]).T / size
 
 
-def _each(n_tasks: int, function: Callable[[int], None], n_threads: int) -> None:
+def each(n_tasks: int, function: Callable[[int], None], n_threads: int) -> None:
     """Small problems of linear algebra on our threads; BLAS' own would wait for each other."""
     numbers = count()
 

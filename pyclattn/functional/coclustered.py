@@ -8,12 +8,13 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.arrays import Float32, Float64, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
 from pyclattn.functional._memory import library_bytes
 from pyclattn.functional._metric import axes_between, group_along
+from pyclattn.functional.sampled_error import ErrorCheck
 
 LOG2E = math.log2(math.e)
 # Shorter sequences are as fast exactly.
@@ -24,10 +25,14 @@ CHUNKS, ENOUGH_TASKS = (48, 32, 16), 12
 PANELS = 192
 # Keys that the threshold is found from, with every query cluster: of 512 x 110 pairs one in 40 are found to 3 %.
 SAMPLED_KEYS = 512
+# Added to a threshold, in powers of two: else rounding decided about the very key it was found at.
+HAIR = np.float32(1e-4)
+# The least variance that has a logarithm.
+TINY = np.finfo(np.float32).tiny
 # Bytes of sorted rows and their kin that are worked on at a time; a single head may need more.
 ROUND_BYTES = 64 << 20
-# Tokens of a round, so that its working memory does not grow with the batch.
-ROUND = 65_536
+# What a query costs in each head: its label and its place.
+QUERY_BYTES = 12
 
 
 def coclustered_attention(
@@ -45,9 +50,12 @@ def coclustered_attention(
     scale: float | None = None,
     offsets: Given = None,
     key_offsets: Given = None,
+    return_error: bool = False,
+    max_error: float | None = None,
+    on_error: str = "exact",
     n_threads: int | None = None,
     out: Given = None,
-) -> Float32:
+) -> Float32 | tuple[Float32, Float64]:
     """Attention near the exact one for pretrained models: the keys that matter to a cluster of queries are attended to
     exactly; of every cluster of keys the rest stands in as one mean key and value, with a slope. No random numbers.
 
@@ -75,6 +83,12 @@ def coclustered_attention(
         Factor on the logits, 1/sqrt(D) by default.
     offsets, key_offsets : int array (n_sequences + 1,), optional
         A ragged batch packed along the token axis; ``key_offsets`` where the keys' lengths differ.
+    return_error : bool
+        Also return how far the result is from exact attention, as estimated (docs/errors.md).
+    max_error : float, optional
+        Where the estimate of a sequence and head is above this, see ``on_error``.
+    on_error : {"exact", "warn", "raise"}
+        Compute that head of that sequence exactly; or warn; or raise an error naming those.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     out : float32 array (B, H, L, E), or (H, T, E), optional
@@ -84,16 +98,26 @@ def coclustered_attention(
     -------
     float32 array (B, H, L, E), or (H, T, E)
         In the memory order of the query. The same bits for any number of threads and from run to run.
+    float64 array (B, H), or (n_sequences, H), with ``return_error``
+        Estimated relative Frobenius error of each sequence and head, before any was made exact for ``max_error``: from
+        the exact outputs of 64 of its queries. 0 where attention was exact from the start.
 
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
         Before any work, naming the argument, what was given and what was expected.
+    AccuracyError
+        With ``on_error="raise"``, naming heads and estimates.
 
     Notes
     -----
     docs/coclustered.md tells the method, its limits and its evidence. How large the error is depends on the data: rows
     without any structure cannot be clustered.
+
+    How many keys of a head are exact depends on the other heads of its sequence: one threshold is taken for all that
+    are worked on together (of grouped heads, those without a key head in common; of long sequences, as many as 64 MB
+    of keys and values allow). Other sequences of the batch change no bit. A row that is not finite may spoil every
+    row of its head, and changes which keys the others take.
 
     Examples
     --------
@@ -113,10 +137,12 @@ def coclustered_attention(
     factor, threads = _check.factor(scale, q.shape[3]), _threads.resolve(n_threads)
     bias, key_padding_mask = _bias(key_bias, key_padding_mask, k, offsets is not None)
     queries, keys = _ragged.locate(q, k, offsets, key_offsets, query_padding_mask, key_padding_mask)
+    check = ErrorCheck.of(return_error, max_error, on_error, len(queries.spans), q.shape[1])
     result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=True)
     if result.size:
-        _attend(q, queries, k, v, keys, bias, counts, n_exact, min(rank, q.shape[3]), factor, result, threads)
-    return result if offsets is None else result[0]
+        _attend(q, queries, k, v, keys, bias, counts, n_exact, min(rank, q.shape[3]), factor, result, check, threads)
+    own = result if offsets is None else result[0]
+    return own if check is None else check.answer(own, return_error)
 
 
 def _count(name: str, given: Given) -> int | None:
@@ -141,30 +167,55 @@ def _bias(given: Given, key_padding_mask: Given, k: Float32, is_packed: bool) ->
 
 def _attend(
     q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, bias: Float32 | None,
-    counts: tuple[int | None, int | None], n_exact: int, rank: int, factor: float, out: Float32, n_threads: int,
+    counts: tuple[int | None, int | None], n_exact: int, rank: int, factor: float, out: Float32,
+    check: ErrorCheck | None, n_threads: int,
 ) -> None:  # fmt: skip
     """Short sequences exactly, the others in rounds of sequences and heads."""
     lengths, key_lengths = queries.lengths, keys.lengths
     is_long = (np.minimum(lengths, key_lengths) >= SHORTEST) & (2 * n_exact < key_lengths)
     short = np.flatnonzero(~is_long & (lengths > 0) & (key_lengths > 0))
     if len(short):
-        _exactly(q, queries, k, v, keys, bias, short, factor, out, n_threads)
+        exact.attend_some(short, q, queries, k, v, keys, bias, factor, out, n_threads)
     group = q.shape[1] // max(k.shape[1], 1)
-    rounds = np.cumsum(lengths) // ROUND
-    for number in np.unique(rounds[is_long]):
-        members = np.flatnonzero((rounds == number) & is_long)
+    row_bytes = _row_bytes(q.shape[3], v.shape[3])
+    steps, rounds = _rounds(np.flatnonzero(is_long), lengths, key_lengths, row_bytes, k.shape[1])
+    for step, members in zip(steps, rounds):
         tokens = _ragged.Spans(queries.spans[members], queries.index).indexed()
         key_tokens = _ragged.Spans(keys.spans[members], keys.index).indexed()
         clusters = _numbers(tokens.lengths, key_tokens.lengths, counts)
-        step = max(1, ROUND_BYTES // (_row_bytes(q.shape[3], v.shape[3]) * len(key_tokens.index)))
         for first in range(0, k.shape[1], step):
             for member in range(group):  # heads that share keys have clusters of their own all the same
                 heads = slice(first * group + member, min(first + step, k.shape[1]) * group, group)
                 own = slice(first, first + step)
-                _round(
+                grouping = _round(
                     q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, clusters, n_exact, rank, factor,
                     out[:, heads], n_threads,
                 )  # fmt: skip
+                if check is not None:
+                    check.add(
+                        members, heads, q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, grouping, factor,
+                        out[:, heads], n_threads,
+                    )  # fmt: skip
+
+
+def _rounds(
+    sequences: Int64, lengths: Int64, key_lengths: Int64, row_bytes: int, n_kv_heads: int
+) -> tuple[list[int], list[Int64]]:
+    """Heads of keys at a time, and sequences, of each round.
+
+    How many heads share a threshold depends on the sequence alone, so that it is the same in any company.
+    """
+    costs = row_bytes * key_lengths[sequences] + QUERY_BYTES * lengths[sequences]
+    fitting = np.clip(ROUND_BYTES // np.maximum(costs, 1), 1, max(n_kv_heads, 1))
+    heads = -(-n_kv_heads // -(-n_kv_heads // fitting))  # in shares as even as can be
+    steps, rounds = [], []
+    for step in np.unique(heads).tolist():
+        alike = sequences[heads == step]
+        numbers = np.cumsum(costs[heads == step] * step) // ROUND_BYTES
+        for number in np.unique(numbers):
+            steps.append(step)
+            rounds.append(alike[numbers == number])
+    return steps, rounds
 
 
 def working_bytes(
@@ -180,11 +231,12 @@ def working_bytes(
     n_kv_heads, n_keys, width = key[1], key[2], value[3]
     if min(length, n_keys) < SHORTEST or 2 * n_exact >= n_keys:
         return 1 << 20
-    n_sequences, n_axes = min(batch, -(-ROUND // length)), min(rank, depth)
-    lengths, key_lengths = np.full(n_sequences, length), np.full(n_sequences, n_keys)
+    n_axes = min(rank, depth)
+    lengths, key_lengths = np.full(batch, length), np.full(batch, n_keys)
+    steps, rounds = _rounds(np.arange(batch), lengths, key_lengths, _row_bytes(depth, width), n_kv_heads)
+    n_heads, n_sequences = steps[0], max(map(len, rounds))
     own, others = (int(n[0]) for n in _numbers(lengths, key_lengths, (n_query_clusters, n_key_clusters)))
     row = depth + 1 + width
-    n_heads = min(n_kv_heads, max(1, ROUND_BYTES // _row_bytes(depth, width) // (n_sequences * n_keys)))
     grouped = n_sequences * (8 * (length + n_keys) + n_heads * 12 * (length + n_keys))
     sorted_rows = 4 * n_sequences * n_heads * (n_keys * (row + 5) + others * (row + n_axes * (width + 1)))
     clusters = 4 * n_sequences * n_heads * own * (2 * depth + SAMPLED_KEYS + 6)
@@ -196,29 +248,6 @@ def working_bytes(
 def _row_bytes(depth: int, width: int) -> int:
     """What a key costs in each head: its sorted row, its label and place, its distances and score."""
     return 4 * (depth + 1 + width + 6)
-
-
-def _exactly(
-    q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, bias: Float32 | None,
-    sequences: Int64, factor: float, out: Float32, n_threads: int,
-) -> None:  # fmt: skip
-    tokens = _ragged.Spans(queries.spans[sequences], queries.index)
-    own = _ragged.Spans(keys.spans[sequences], keys.index)
-    if queries.index is None:
-        spread = None if bias is None else np.broadcast_to(bias[:, None, None], (*q.shape[:3], k.shape[2]))
-        exact.attend(q, tokens, k, v, own, None, spread, False, factor, out, n_threads)
-        return
-    for number, (batch, start, stop) in enumerate(tokens.spans.tolist()):  # queries with holes: side by side, and back
-        rows = queries.index[start:stop]
-        part = np.ascontiguousarray(q[batch : batch + 1, :, rows])
-        result = np.empty((*part.shape[:3], v.shape[3]), np.float32)
-        spread = None
-        if bias is not None:
-            spread = np.broadcast_to(bias[batch, None, None, None], (*part.shape[:3], k.shape[2]))
-        place = _ragged.Spans(np.array([[0, 0, len(rows)]], np.int64))
-        one = _ragged.Spans(own.spans[number : number + 1], own.index)
-        exact.attend(part, place, k, v, one, None, spread, False, factor, result, n_threads)
-        out[batch, :, rows] = result[0].swapaxes(0, 1)
 
 
 def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int | None]) -> tuple[Int64, Int64]:
@@ -234,8 +263,11 @@ def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int |
 def _round(
     q: Float32, tokens: _ragged.Tokens, k: Float32, v: Float32, key_tokens: _ragged.Tokens, bias: Float32 | None,
     clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, n_threads: int,
-) -> None:  # fmt: skip
-    """Group both sides, sort the keys, find what is taken exactly, attend. As many heads of keys as of queries."""
+) -> Grouping:  # fmt: skip
+    """Group both sides, sort the keys, find what is taken exactly, attend. As many heads of keys as of queries.
+
+    Returns the clusters of the queries.
+    """
     axes, key_axes, slope_axes = axes_between(q, tokens, k, key_tokens, rank, n_threads)
     grouping = group_along(q, tokens, axes, clusters[0], n_threads)
     key_grouping = group_along(k, key_tokens, key_axes, clusters[1], n_threads)
@@ -248,6 +280,7 @@ def _round(
         grouping.cluster_offsets, limits, rows, key_scores, key_grouping.member_offsets,
         key_grouping.cluster_offsets, slopes, slope_axes, squares, factor * LOG2E, tasks, chunk, out,
     )  # fmt: skip
+    return grouping
 
 
 def _centroids(
@@ -259,7 +292,7 @@ def _centroids(
     means(q, tokens, grouping, plain, n_threads, squares)
     centroids = np.ones((*shape[:2], shape[2] + 1), np.float32)
     np.multiply(plain, np.float32(factor * LOG2E), out=centroids[..., :-1])
-    return centroids, 0.5 * np.log2(squares + np.float32(1e-30))
+    return centroids, 0.5 * np.log2(np.maximum(squares, TINY))
 
 
 def _sorted(
@@ -296,9 +329,17 @@ def _sorted(
     for s, (_, start, stop) in enumerate(tokens.spans.tolist()):
         own = slice(int(grouping.cluster_offsets[s]), int(grouping.cluster_offsets[s + 1]))
         spreads[s] = squares[:, own].sum(axis=1) / (stop - start)
-        floors = 1e-3 * radii[:, start:stop].mean(axis=1, keepdims=True) + np.float32(1e-30)
-        key_scores[:, start:stop] = 0.5 * np.log2(radii[:, start:stop] + floors).sum(axis=-1)
+        key_scores[:, start:stop] = _log_radii(radii[:, start:stop])
     return rows, key_scores, slopes, spreads
+
+
+def _log_radii(radii: Float32) -> Float32:
+    """log2 of the product of each row's two distances (H, n, 2), none less than a thirtieth of their mean square's
+    root; squares are taken relative to that, which numbers of any size have."""
+    sizes = np.sqrt(np.square(radii, dtype=np.float64).mean(axis=1, keepdims=True)).astype(np.float32)
+    sizes = np.maximum(sizes, TINY)
+    with np.errstate(invalid="ignore"):  # NaN in, NaN out
+        return (0.5 * np.log2(np.square(radii / sizes) + np.float32(1e-3)) + np.log2(sizes)).sum(axis=-1)
 
 
 def _limits(
@@ -321,7 +362,7 @@ def _limits(
         "coclusters.thresholds", n_threads, sample, logs, spreads, key_scores, grouping.cluster_offsets,
         grouping.member_offsets, key_tokens.spans, share, np.arange(len(counts))[:, None].copy(), limits,
     )  # fmt: skip
-    return limits
+    return limits + HAIR
 
 
 def _cut(grouping: Grouping, n_heads: int) -> tuple[int, Int64]:

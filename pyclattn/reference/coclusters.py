@@ -54,8 +54,8 @@ def moments(
     """How the values of each key cluster change along the axes (n_sequences, heads, rank, D).
 
     ``slopes`` (H, clusters, rank x E): covariance of the keys' products with the axes, and the values; ``squares``
-    (H, clusters, rank): sums of those products' squares, from the mean; ``radii`` (H, T, 2): each row's square
-    distance to the mean, of the key on the axes and of the value. A task is [head, first cluster].
+    (H, clusters, rank): sums of those products' squares, from the mean; ``radii`` (H, T, 2): each row's distance
+    to the mean, of the key on the axes and of the value. A task is [head, first cluster].
     """
     depth = axes.shape[3]
     for head, first in drawn(tasks, counter):
@@ -65,8 +65,8 @@ def moments(
             on_axes, values = off[:, :depth] @ axes[sequences[c], head].astype(np.float64).T, off[:, depth + 1 :]
             slopes[head, c] = (on_axes.T @ values).ravel() / max(len(off), 1)
             squares[head, c] = np.square(on_axes).sum(axis=0)
-            radii[head, places, 0] = np.square(on_axes).sum(axis=-1)
-            radii[head, places, 1] = np.square(values).sum(axis=-1)
+            radii[head, places, 0] = np.sqrt(np.square(on_axes).sum(axis=-1))
+            radii[head, places, 1] = np.sqrt(np.square(values).sum(axis=-1))
 
 
 def weigh(
@@ -158,6 +158,8 @@ def _attend_cluster(query, centroid, limit, rows, key_scores, bounds, slopes, ax
     # the mean row's own logit: at the centroid its score is the log of the mass it stands for
     tail[:, depth - 1] = np.log2(masses[left]) + peak - tail[:, : depth - 1] @ centroid[:-1]
     seen = np.concatenate([tail, rows[taken].astype(np.float64)])
+    if len(seen) == 0:  # masses that are not numbers
+        return np.full((len(query), width), np.nan)
     scores = np.concatenate([query, np.ones((len(query), 1))], axis=1) @ seen[:, :depth].T
     p = np.exp2(scores - scores.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
