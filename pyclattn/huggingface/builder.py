@@ -61,7 +61,7 @@ class Builder:
         for which in ("query", "key", "value"):
             projected = self.linear(f"{name}.{which}", x, getattr(layer, which))
             heads.append(self.add(f"{name}.{which}.heads", "Reshape", projected, split))
-        options = {"name": layer.name, "layout": "blhd", "scale": layer.head_dim**-0.5}
+        options = {"name": layer.name, "layout": "blhd", "scale": layer.head_dim**-0.5, "is_self": True}
         mixed = self.add(f"{name}.mixed", "pyclattn:Attention", *heads, *(("", padding) if padding else ()), **options)
         joined = self.add(f"{name}.joined", "Reshape", mixed, self.numbers(0, 0, -1))
         return self.linear(f"{name}.out", joined, layer.out)  # type: ignore[arg-type]

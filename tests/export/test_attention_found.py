@@ -166,8 +166,18 @@ def test_batch_and_heads_merged():
 def test_cross_attention_of_another_length():
     g = Builder()
     q, k, v = operands(g, "l", "s")
-    _, found, _ = found_one(g, finish(g, scores_of(g, q, k), v))
+    op, found, _ = found_one(g, finish(g, scores_of(g, q, k), v))
     assert found.mask == "none"
+    assert not op.attributes["is_self"]
+
+
+def test_cross_attention_of_the_same_length():
+    """Padding among the keys says nothing of the queries."""
+    g = Builder()
+    query, memory = (g.input(n, ["b", "l", H * D], g.rng.standard_normal((B, L, H * D))) for n in ("query", "memory"))
+    q, k, v = (heads(g, g("MatMul", x, g.weight(H * D, H * D))) for x in (query, memory, memory))
+    op, _, _ = found_one(g, finish(g, minus_ten_thousand(g, attention_mask(g), scores_of(g, q, k)), v))
+    assert not op.attributes["is_self"]
 
 
 def test_query_key_value_from_one_product():
@@ -179,6 +189,7 @@ def test_query_key_value_from_one_product():
     q, k, v = (g("Gather", turned, g.const(i, np.int64), axis=0) for i in range(3))
     op, _, program = found_one(g, finish(g, scores_of(g, q, k), v))
     assert op.attributes["q_layout"] == "blhd"
+    assert op.attributes["is_self"]
     assert "Transpose" not in kinds(program)
 
 
@@ -292,6 +303,7 @@ def test_padding(spelling):
     assert found.mask == "key padding"
     assert len(op.inputs) == 5
     assert op.inputs[3] == ""
+    assert op.attributes["is_self"]
 
 
 @pytest.mark.parametrize("spelling", PADDINGS, ids=lambda f: f.__name__)

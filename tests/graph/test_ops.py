@@ -231,6 +231,23 @@ def test_attention_runs_the_method_of_its_name():
     assert np.abs(result - naive_attention(q, k, v)).max() > 1e-3  # it was not exact
 
 
+@pytest.mark.parametrize("is_self", [False, True])
+def test_padded_tokens_are_in_no_cluster(is_self):
+    """In self-attention what stands at a padded token changes nothing; of other queries the mask does not tell."""
+    from pyclattn.graph.executor import Executor
+    from pyclattn.graph.spec import Settings
+    from tests.graph.build import program_of
+
+    settings = Settings(attention=lambda *_: [(slice(0, 2), "clustered", {"n_clusters": 4, "clustering": "kmeans"})])
+    q, k, v = (normal(1, 2, 64, 16) for _ in range(3))
+    padding, found = np.arange(64)[None] >= 40, []
+    for fill in (0.0, 50.0):
+        inputs = [np.where(padding[:, None, :, None], np.float32(fill), x) for x in (q, k, v)]
+        program, feeds = program_of("pyclattn:Attention", [*inputs, padding], {"is_self": is_self}, optional=[3])
+        found.append(Executor(program, settings)(feeds)["y0"][:, :, :40])
+    assert (found[0].tobytes() == found[1].tobytes()) == is_self
+
+
 @pytest.mark.parametrize("kind", ["MatMul", "pyclattn:Linear", "pyclattn:LayerNorm", "Softmax", "ReduceSum"])
 def test_halves_are_computed_in_float32(kind):
     x, w = (100 * normal(40, 3000)).astype(np.float16), normal(3000, 8).astype(np.float16) / np.float16(100)

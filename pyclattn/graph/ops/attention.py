@@ -72,11 +72,13 @@ def _attention(node: Node) -> Kernel:
     copied = [a.strides[-1] != a.itemsize and a.shape[-1] > 1 for a in (q, k, v)]
     # other types are computed in float32 and converted; rows must lie side by side to be written in place
     is_direct = q.dtype == np.float32 and out_order[3] == 3
-    observe = node.settings.observe
+    observe, is_self = node.settings.observe, bool(node.attr("is_self", False))
 
     def bind(ins, outs, scratch):
         arrays = [a.transpose(order) for a, order in zip(ins, orders)]
         given = {name: ins[i] for name, i in masks.items()}
+        # padded tokens are in no cluster, so that what others get does not depend on them
+        padding = {"query_padding_mask": ins[4]} if is_self and "key_padding_mask" in masks else {}
         out = outs[0].transpose(out_order)  # either layout is its own inverse
 
         def run():
@@ -84,10 +86,11 @@ def _attention(node: Node) -> Kernel:
             query, key, value = (np.ascontiguousarray(a) if c else a for a, c in zip(arrays, copied))
             for part in parts:
                 own = query[:, part.heads], key[:, part.kv_heads], value[:, part.kv_heads]
+                more = {**given, **options, **part.parameters, **(padding if part.method != "exact" else {})}
                 if is_direct:
-                    METHODS[part.method](*own, out=out[:, part.heads], **given, **options, **part.parameters)
+                    METHODS[part.method](*own, out=out[:, part.heads], **more)
                 else:
-                    out[:, part.heads] = METHODS[part.method](*own, **given, **options, **part.parameters)
+                    out[:, part.heads] = METHODS[part.method](*own, **more)
             if observe is not None:
                 seconds, methods = perf_counter() - start, tuple(part.method for part in parts)
                 observe(Observed(name, query, key, value, out, {**given, **options}, methods, seconds))

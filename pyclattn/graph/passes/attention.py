@@ -11,6 +11,7 @@ from pyclattn.graph.passes.dims import product as total
 from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.heads import Operand, key, query_or_value, ungroup
 from pyclattn.graph.passes.masks import Condition, Mask, MaskReader
+from pyclattn.graph.passes.origins import share_tokens
 from pyclattn.graph.passes.report import AttentionFound, Report, SoftmaxKept
 from pyclattn.graph.passes.scores import NotAttention, Scores, Step, Walk
 from pyclattn.graph.passes.shapes import Shapes
@@ -238,6 +239,7 @@ def emit_attention(
         "k_layout": k.layout,
         "v_layout": v.layout,
         "out_layout": "bhld",
+        "is_self": share_tokens(editor, q.name, k.name),
     }
     inputs = (q.name, k.name, v.name, _pair_mask(editor, known, mask, guarded), _padding(editor, known, mask))
     if editor.producers.get(target) is end:
