@@ -31,3 +31,11 @@ class UnsupportedOpError(ModelFormatError):
 
 class MemoryLimitError(PyclattnError, MemoryError):
     """A run needs more memory than ``max_memory`` allows; raised before it starts."""
+
+
+class AccuracyError(PyclattnError, ArithmeticError):
+    """An approximation whose estimated error is above the limit that was given."""
+
+
+class AccuracyWarning(UserWarning):
+    """The same where only a warning was asked for."""

@@ -6,13 +6,14 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Float32, Given, Int64
-from pyclattn.errors import ShapeError
+from pyclattn.arrays import Float32, Float64, Given, Int64
+from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, Recipe, group, means
 from pyclattn.functional._memory import grouping_bytes, library_bytes
 from pyclattn.functional._metric import axes_between, group_along
 from pyclattn.functional.clustering import BY_ROWS, recipe
+from pyclattn.functional.sampled_error import ErrorCheck
 
 # Clusters of one task: 192 is four 48-lane panels that share each block of keys.
 PANELS = 192
@@ -42,9 +43,12 @@ def clustered_attention(
     scale: float | None = None,
     offsets: Given = None,
     key_offsets: Given = None,
+    return_error: bool = False,
+    max_error: float | None = None,
+    on_error: str = "exact",
     n_threads: int | None = None,
     out: Given = None,
-) -> Float32:
+) -> Float32 | tuple[Float32, Float64]:
     """Attention of query clusters: each query gets the output of its cluster's mean query. O(L + S) time and memory.
 
     Parameters
@@ -78,6 +82,12 @@ def clustered_attention(
         Factor on the logits, 1/sqrt(D) by default.
     offsets, key_offsets : int array (n_sequences + 1,), optional
         A ragged batch packed along the token axis; ``key_offsets`` where the keys' lengths differ.
+    return_error : bool
+        Also return how far the result is from exact attention, as estimated (docs/errors.md).
+    max_error : float, optional
+        Where the estimate of a sequence and head is above this, see ``on_error``.
+    on_error : {"exact", "warn", "raise"}
+        Compute that head of that sequence exactly; or warn; or raise an error naming those.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     out : float32 array (B, H, L, E), or (H, T, E), optional
@@ -87,11 +97,16 @@ def clustered_attention(
     -------
     float32 array (B, H, L, E), or (H, T, E)
         In the memory order of the query. The same bits for any number of threads and from run to run.
+    float64 array (B, H), or (n_sequences, H), with ``return_error``
+        Estimated relative Frobenius error of each sequence and head, before any was made exact for ``max_error``: from
+        the exact outputs of 64 of its queries. 0 where attention was exact from the start.
 
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
         Before any work, naming the argument, what was given and what was expected.
+    AccuracyError
+        With ``on_error="raise"``, naming heads and estimates.
 
     Notes
     -----
@@ -108,7 +123,7 @@ def clustered_attention(
     """
     return _attend(
         query, key, value, 0, False, scale, offsets, key_offsets, query_padding_mask, key_padding_mask, n_threads, out,
-        (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
+        (n_clusters, clustering, n_bits, n_iterations, planes, start, seed), (return_error, max_error, on_error),
     )  # fmt: skip
 
 
@@ -131,15 +146,18 @@ def improved_clustered_attention(
     scale: float | None = None,
     offsets: Given = None,
     key_offsets: Given = None,
+    return_error: bool = False,
+    max_error: float | None = None,
+    on_error: str = "exact",
     n_threads: int | None = None,
     out: Given = None,
-) -> Float32:
+) -> Float32 | tuple[Float32, Float64]:
     """Clustered attention whose ``topk`` strongest keys of each cluster are attended to exactly, query by query.
 
     Parameters
     ----------
     query, key, value, n_clusters, n_bits, n_iterations, clustering, key_padding_mask, query_padding_mask, planes, \
-start, seed, scale, offsets, key_offsets, n_threads, out
+start, seed, scale, offsets, key_offsets, return_error, max_error, on_error, n_threads, out
         As in `clustered_attention`.
     topk : int
         Keys with the largest logits of each cluster's mean query, ties to the first.
@@ -152,11 +170,16 @@ start, seed, scale, offsets, key_offsets, n_threads, out
     -------
     float32 array (B, H, L, E), or (H, T, E)
         In the memory order of the query. With ``topk`` of at least the number of keys it is exact attention.
+    float64 array (B, H), or (n_sequences, H), with ``return_error``
+        Estimated relative Frobenius error of each sequence and head, before any was made exact for ``max_error``: from
+        the exact outputs of 64 of its queries. 0 where attention was exact from the start.
 
     Raises
     ------
     ShapeError, DTypeError, ArgumentError
         Before any work, naming the argument, what was given and what was expected.
+    AccuracyError
+        With ``on_error="raise"``, naming heads and estimates.
 
     Notes
     -----
@@ -176,14 +199,15 @@ start, seed, scale, offsets, key_offsets, n_threads, out
     return _attend(
         query, key, value, topk, is_causal, scale, offsets, key_offsets, query_padding_mask, key_padding_mask,
         n_threads, out, (n_clusters, clustering, n_bits, n_iterations, planes, start, seed),
+        (return_error, max_error, on_error),
     )  # fmt: skip
 
 
 def _attend(
     query: Given, key: Given, value: Given, topk: int, is_causal: bool, scale: Given, offsets: Given,
     key_offsets: Given, query_padding_mask: Given, key_padding_mask: Given, n_threads: Given,
-    given_out: Given, how: tuple,
-) -> Float32:  # fmt: skip
+    given_out: Given, how: tuple, checking: tuple[Given, Given, Given],
+) -> Float32 | tuple[Float32, Float64]:  # fmt: skip
     """Check, then go through the batch in rounds of sequences."""
     q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
     factor = _check.factor(scale, q.shape[3])
@@ -192,9 +216,13 @@ def _attend(
     if is_causal and offsets is None and q.shape[2] != k.shape[2]:
         raise ShapeError(f"is_causal needs as many keys as queries, got query {q.shape} and key {k.shape}")
     asked = recipe(queries, q.shape[3], (*BY_ROWS, "metric"), *how)
+    check = ErrorCheck.of(*checking, len(queries.spans), q.shape[1])
+    if check is not None and is_causal:
+        raise ArgumentError("is_causal was given with return_error or max_error: the causal form has no estimate")
     out = _ragged.output(q, v.shape[3], given_out, offsets is not None, fill=True)
+    own = out if offsets is None else out[0]
     if out.size == 0:
-        return out if offsets is None else out[0]
+        return own if check is None else check.answer(own, checking[0])
     # padded rows are their own positions; a packed sequence's rows start anywhere
     shifts = np.zeros(len(queries.spans), np.int64)
     if offsets is not None:
@@ -205,14 +233,17 @@ def _attend(
         members = np.flatnonzero((rounds == number) & (lengths > 0) & (keys.lengths > 0))
         tokens = _ragged.Spans(queries.spans[members], queries.index).indexed()
         own_keys = _ragged.Spans(keys.spans[members], keys.index)
-        _round(q, k, v, tokens, own_keys, shifts[members], asked, topk, is_causal, factor, out, threads)
-    return out if offsets is None else out[0]
+        grouping = _round(q, k, v, tokens, own_keys, shifts[members], asked, topk, is_causal, factor, out, threads)
+        if check is not None:
+            heads = slice(0, q.shape[1])
+            check.add(members, heads, q, tokens, k, v, own_keys, None, grouping, factor, out, threads)
+    return own if check is None else check.answer(own, checking[0])
 
 
 def _round(
     q: Float32, k: Float32, v: Float32, tokens: _ragged.Tokens, keys: _ragged.Spans, shifts: Int64, asked: Recipe,
     topk: int, is_causal: bool, factor: float, out: Float32, n_threads: int,
-) -> None:  # fmt: skip
+) -> Grouping:  # fmt: skip
     """Cluster, attend at the centroids, hand the result to the members."""
     if asked.clustering == "metric":
         grouping = _grouped_by_keys(q, tokens, k, keys, asked, n_threads)
@@ -230,11 +261,12 @@ def _round(
             "attention.spread_members", n_threads, batches, grouping.order, grouping.member_offsets, values, tasks,
             CLUSTER_CHUNK, out,
         )  # fmt: skip
-        return
+        return grouping
     launch(
         "attention.attend_members", n_threads, q, k, v, batches, shifts[grouping.sequences], grouping.order,
         grouping.member_offsets, selected, weights, values, is_causal, factor, tasks, CLUSTER_CHUNK, out,
     )  # fmt: skip
+    return grouping
 
 
 def _grouped_by_keys(
