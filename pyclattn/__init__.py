@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Clusters",
     "Model",
+    "Plan",
+    "calibrate",
     "cluster_queries",
     "clustered_attention",
     "coclustered_attention",
@@ -22,7 +24,13 @@ __all__ = [
 ]
 
 # What arrays alone do not need is imported when asked for.
-_LAZY = {"Model": "pyclattn.model", "load": "pyclattn.model", "load_weights": "pyclattn.weights"}
+_LAZY = {
+    "Model": "pyclattn.model",
+    "Plan": "pyclattn.plan",
+    "calibrate": "pyclattn.calibration",
+    "load": "pyclattn.model",
+    "load_weights": "pyclattn.weights",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The command line: pyclattn info | run.
+"""The command line: pyclattn info | run | calibrate.
 
 A subcommand is a function that adds its parser and names what runs; others append theirs to `COMMANDS`.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
-from pyclattn.plan import parse_attention
+from pyclattn.plan import Plan, parse_attention
 from pyclattn.weights.safetensors import write_atomically
 
 
@@ -93,7 +93,8 @@ def _add_run(commands) -> None:
     parser.add_argument("--input", "-i", action="append", required=True, metavar="[NAME=]FILE",
                         help=".npz with an array for each input, or .npy (NAME= where there are several)")  # fmt: skip
     parser.add_argument("--output", "-o", required=True, help=".npz, or .npy for a model with one output")
-    parser.add_argument("--attention", default="exact", help="a method, or JSON as pyclattn.load takes it")
+    parser.add_argument("--attention", help="a method, a plan's file, or JSON as pyclattn.load takes it; "
+                        "by default the plan in the model's file, else exact")  # fmt: skip
     parser.add_argument("--n-threads", type=int)
     parser.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="a number, or with MB or GB behind it")
     parser.add_argument("--profile", metavar="TRACE.json", help="print time by op, write a Chrome trace")
@@ -137,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     model = load(
         arguments.file,
-        parse_attention(arguments.attention),
+        None if arguments.attention is None else parse_attention(arguments.attention),
         n_threads=arguments.n_threads,
         max_memory=arguments.max_memory,
     )
@@ -157,6 +158,39 @@ def _run(arguments: argparse.Namespace) -> None:
         write_atomically(out, lambda file: np.save(file, results[outputs[0]], allow_pickle=False))
     else:
         write_atomically(out, lambda file: write_npz(file, results))
+
+
+def _add_calibrate(commands) -> None:
+    parser = commands.add_parser("calibrate", help="find what each attention may run as within an error")
+    parser.add_argument("file")
+    parser.add_argument("samples", nargs="+", help=".npz with an array for each input (.npy where there is one input)")
+    parser.add_argument("--max-error", type=float, default=0.02, help="of each attention's output (%(default)s)")
+    parser.add_argument("--output", "-o", required=True, help="the plan, .json")
+    parser.add_argument("--report", metavar="DIR", help="write a report with pictures")
+    parser.add_argument("--state", metavar="FILE", help="keeps what was measured, to go on after a stop")
+    parser.add_argument("--merge", metavar="PLAN", help="a plan whose other length classes are kept")
+    parser.add_argument("--embed", metavar="MODEL", help="write the model with the plan in it, .safetensors")
+    parser.add_argument("--n-threads", type=int)
+    parser.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="a number, or with MB or GB behind it")
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from pyclattn.calibration import calibrate
+    from pyclattn.model import load
+
+    if not arguments.output.endswith(".json"):
+        raise ArgumentError(f"--output must end in .json, got {arguments.output}")
+    model = load(arguments.file, "exact", n_threads=arguments.n_threads, max_memory=arguments.max_memory)
+    before = None if arguments.merge is None else Plan.of(Plan.load(arguments.merge), model=model.fingerprint)
+    names = [v.name for v in model.program.inputs]
+    samples = [read_inputs([path], names) for path in arguments.samples]
+    plan = calibrate(model, samples, arguments.max_error, state=arguments.state, report=arguments.report)
+    plan = plan if before is None else before.merge(plan)
+    plan.save(arguments.output)
+    if arguments.embed:
+        model.save(arguments.embed, plan)
+    print(plan.summary())
 
 
 def write_npz(file, arrays: dict[str, np.ndarray]) -> None:
@@ -193,7 +227,7 @@ def chrome_trace(events) -> dict:
     }  # fmt: skip
 
 
-COMMANDS: list[Callable] = [_add_info, _add_run]
+COMMANDS: list[Callable] = [_add_info, _add_run, _add_calibrate]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -129,6 +129,7 @@ class Model:
     attentions : list of str
         Names of the attentions that can be replaced.
     plan : Plan
+    n_threads : int
 
     Examples
     --------
@@ -159,7 +160,8 @@ class Model:
         self._optional = {v: optional[v.name] for v in program.inputs[1:] if type(optional.get(v.name)) is int}
         self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
         self.plan = self._plan(attention)
-        settings = Settings(n_threads=_threads.resolve(n_threads), attention=self.plan.parts, observe=observe)
+        self.n_threads = _threads.resolve(n_threads)
+        settings = Settings(n_threads=self.n_threads, attention=self.plan.parts, observe=observe)
         self.max_memory, left = max_memory, None
         if max_memory is not None:
             left = max_memory - weight_bytes(program)
@@ -235,13 +237,13 @@ class Model:
 
     def _run(self, inputs: dict, profile: list | None = None) -> dict[str, np.ndarray]:
         try:
-            return self._executor(self._filled({name: np.asarray(a) for name, a in inputs.items()}), profile)
+            return self._executor(self.filled({name: np.asarray(a) for name, a in inputs.items()}), profile)
         except PyclattnError as error:
             if self.path and self.path not in str(error):
                 raise located(error, self.path) from error
             raise
 
-    def _filled(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def filled(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """With the inputs that may be left out: of the first one's shape, filled with the number the program gives."""
         first = arrays.get(self.program.inputs[0].name) if self._optional else None
         if first is not None:

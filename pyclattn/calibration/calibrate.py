@@ -1,0 +1,224 @@
+"""`calibrate`: exact runs over the samples, settings tried on the way, a plan from what was measured."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pyclattn.calibration.probing import Comparison, record_of, search
+from pyclattn.calibration.progress import Progress
+from pyclattn.calibration.records import Probe, Record, State
+from pyclattn.calibration.report import require, write
+from pyclattn.calibration.samples import checked, key_of
+from pyclattn.calibration.solving import RATIO, SEARCHED, solve_attention
+from pyclattn.errors import ArgumentError
+from pyclattn.graph.spec import Observed
+from pyclattn.model import Model
+from pyclattn.plan import Choice, Plan
+
+Metric = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], float]
+# Where outputs miss the metric the layers' error is cut by this factor, so often at most.
+TIGHTER, MOST_ROUNDS = 0.7, 10
+
+
+def calibrate(
+    model: Model,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    max_error: float = 0.02,
+    *,
+    metric: Metric | None = None,
+    max_metric: float | None = None,
+    state: str | os.PathLike | None = None,
+    report: str | os.PathLike | None = None,
+    progress: bool | None = None,
+) -> Plan:
+    """A plan that keeps the error of every attention within a bound at the least time, found on samples.
+
+    The model runs exactly on each sample; at every attention settings of co-clustered and improved clustered attention
+    are tried on what it is given there, and compared with its exact output. The fastest whose error stays within the
+    bound, with room for inputs that were not seen, goes into the plan, for each attention, length and head.
+
+    Parameters
+    ----------
+    model : Model
+        However it runs by itself.
+    samples : sequence of mappings of input name to array
+        What the model will meet: four typical inputs of each length tell much, one tells little. Lengths that differ
+        by more than half get choices of their own.
+    max_error : float
+        Largest relative error ``|found - exact| / |exact|`` (Frobenius) of an attention's output, as if all others were
+        exact. 0.02 changed the heat map of a vision transformer by 1e-4 (as 1 - correlation); see docs/calibration.md.
+    metric : callable, optional
+        ``metric(exact, found)`` of two dicts of outputs: a number that is to stay within ``max_metric``, such as one
+        minus a correlation. The attentions' error is tightened until it does, on all samples.
+    max_metric : float, optional
+    state : path-like, optional
+        A file that keeps what was measured, so that a calibration that was stopped goes on where it was.
+    report : path-like, optional
+        A folder for a report with pictures; needs ``pip install pyclattn[calibrate]``.
+    progress : bool, optional
+        Whether to show a progress bar; by default where there is a terminal (and tqdm is installed).
+
+    Returns
+    -------
+    Plan
+        Tied to the model by its fingerprint.
+
+    Raises
+    ------
+    ArgumentError
+        Before any run, for samples that are empty, do not fit, or hold NaN, and for a model without attentions.
+    ModelFormatError
+        If ``state`` is of another model or number of threads.
+
+    Notes
+    -----
+    Takes about three exact runs for each sample, and beside the model's memory twice the output of one attention.
+
+    Examples
+    --------
+    >>> import numpy as np, pyclattn
+    >>> from pyclattn.graph.program import Op, Program, Value
+    >>> x, y = (Value(name, "float32", (1, "length", 2, 16)) for name in "xy")
+    >>> model = pyclattn.Model(
+    ...     Program([x], [y], [Op("pyclattn:Attention", ("x",) * 3, ("y",), {"name": "only", "layout": "blhd"})])
+    ... )
+    >>> rng = np.random.default_rng(0)
+    >>> samples = [{"x": rng.standard_normal((1, 600, 2, 16), dtype=np.float32)}]
+    >>> plan = pyclattn.calibrate(model, samples, max_error=0.02)
+    >>> print(plan.summary())  # under 1,024 tokens nothing is faster than exact attention
+    attention  tokens  heads  method   error  speed
+    only          600  all    exact   0.0000  1.0x
+    >>> faster = pyclattn.Model(model.program, attention=plan)
+    """
+    _check_bounds(max_error, metric, max_metric)
+    if report is not None:
+        require()
+    feeds = checked(model, samples)
+    known = State.open(state, model.fingerprint, model.n_threads)
+    prober = _Prober(known)
+    exact = Model(
+        model.program, attention="exact", n_threads=model.n_threads, max_memory=model.max_memory, path=model.path,
+        observe=prober,
+    )  # fmt: skip
+    target = max_error
+    exacts: dict[str, dict[str, np.ndarray]] = {}
+    for _ in range(MOST_ROUNDS):
+        prober.target = target
+        prober.run(exact, feeds, progress, exacts if metric else None)
+        plan = _plan(model, _records(known, feeds), target)
+        if metric is None or _holds(model, plan, feeds, exacts, metric, max_metric):
+            break
+        target *= TIGHTER
+    else:
+        warnings.warn(f"no plan keeps the metric within {max_metric}: the plan is exact", stacklevel=2)
+        plan = Plan(model=model.fingerprint, max_error=max_error)
+    _say_if_one_length(plan)
+    if report is not None:
+        write(report, model, feeds, _records(known, feeds), plan, target)
+    return plan
+
+
+def _check_bounds(max_error: float, metric: Metric | None, max_metric: float | None) -> None:
+    for name, value in (("max_error", max_error), ("max_metric", 1.0 if max_metric is None else max_metric)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < np.inf:
+            raise ArgumentError(f"{name} must be a positive number, got {value!r}")
+    if (metric is None) != (max_metric is None):
+        raise ArgumentError("metric and max_metric belong together: one was given")
+    if metric is not None and not callable(metric):
+        raise ArgumentError(f"metric must be callable as metric(exact, found), got {metric!r}")
+
+
+@dataclass
+class _Prober:
+    """Observes exact runs, tries settings, keeps records."""
+
+    state: State
+    target: float = 0.0
+    sample: str = ""
+    seen: dict[str, int] = field(default_factory=dict)  # how often each attention ran on this sample
+    warm: set[str] = field(default_factory=set)  # methods that ran in this process
+    bar: Progress | None = None
+
+    def run(self, model: Model, feeds: list[dict], progress: bool | None, exacts: dict | None) -> None:
+        """Run all samples that are not measured for the target yet; fill ``exacts`` with outputs."""
+        with Progress(len(feeds) * len(model.attentions), progress) as self.bar:
+            for feed in feeds:
+                self.sample, self.seen = key_of(feed), {}
+                if self._is_done(model.attentions) and (exacts is None or self.sample in exacts):
+                    self.bar.step(len(model.attentions))
+                    continue
+                outputs = model(**feed)
+                if exacts is not None:
+                    exacts[self.sample] = outputs
+
+    def _is_done(self, attentions: list[str]) -> bool:
+        known = (self.state.records.get(name, {}).get(self.sample) for name in attentions)
+        return all(record is not None and record.target == self.target for record in known)
+
+    def __call__(self, seen: Observed) -> None:
+        n = self.seen[seen.name] = self.seen.get(seen.name, 0) + 1
+        key = self.sample if n == 1 else f"{self.sample}#{n}"  # in a loop each round is a sample
+        own = self.state.records.setdefault(seen.name, {})
+        if key not in own or own[key].target != self.target:
+            comparison = Comparison(seen)
+            record = own.get(key) or record_of(seen, comparison)
+            if not record.is_fixed:
+                goal, others = SEARCHED * self.target, _like(record, own, key)
+                search(record, lambda choice: self._probe(comparison, choice), goal, others)
+            record.target = self.target
+            own[key] = record
+            self.state.save()
+        if n == 1 and self.bar is not None:
+            self.bar.step(1)
+
+    def _probe(self, comparison: Comparison, choice: Choice) -> Probe:
+        if choice.method not in self.warm:  # compiled, loaded, memory touched
+            self.warm.add(choice.method)
+            comparison.run(choice)
+        return comparison.run(choice)
+
+
+def _like(record: Record, own: Mapping[str, Record], key: str) -> list[Record]:
+    """Records of the same attention at like lengths."""
+    lengths = record.n_tokens / RATIO, record.n_tokens * RATIO
+    return [r for k, r in own.items() if k != key and not r.is_fixed and lengths[0] <= r.n_tokens <= lengths[1]]
+
+
+def _records(state: State, feeds: list[dict]) -> dict[str, list[Record]]:
+    """Of each attention those of these samples; a state may hold more."""
+    keys = set(map(key_of, feeds))
+    found = {
+        name: [record for key, record in own.items() if key.partition("#")[0] in keys]
+        for name, own in state.records.items()
+    }
+    return {name: own for name, own in found.items() if own}
+
+
+def _plan(model: Model, records: dict[str, list[Record]], target: float) -> Plan:
+    calibrated = {name: solve_attention(own, target) for name, own in records.items()}
+    return Plan(calibrated=calibrated, model=model.fingerprint, max_error=target)
+
+
+def _holds(model: Model, plan: Plan, feeds: list[dict], exacts: dict, metric: Metric, max_metric: float | None) -> bool:
+    """Whether the model's outputs by the plan are within the bound on every sample."""
+    fast = Model(model.program, attention=plan, n_threads=model.n_threads, max_memory=model.max_memory)
+    for feed in feeds:
+        value = float(metric(exacts[key_of(feed)], fast(**feed)))
+        if max_metric is None or not value <= max_metric:  # NaN is not within
+            return False
+    return True
+
+
+def _say_if_one_length(plan: Plan) -> None:
+    classes = [c for known in plan.calibrated.values() for c in known.classes]
+    lengths = {n for c in classes for n in (c.shortest, c.longest)}
+    if len(lengths) == 1 and any(c.choices != (Choice(),) for c in classes):
+        warnings.warn(
+            f"all samples have {lengths.pop()} tokens: other lengths will run as calibrated for this one. Give samples "
+            "of other lengths, or check errors there (docs/calibration.md)", stacklevel=3,
+        )  # fmt: skip

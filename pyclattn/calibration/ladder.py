@@ -1,0 +1,62 @@
+"""What calibration tries: families of settings, each with one number that trades time for accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyclattn.plan import Choice
+
+RUNGS = (32, 64, 128, 256, 512, 1024)
+# Where the search in a family starts when nothing is known.
+FIRST_RUNG = 128
+# A family whose least time was above this many times the best's on one sample is not tried on the next.
+PRUNED = 1.15
+
+
+@dataclass(frozen=True)
+class Family:
+    """Settings that differ in one number, ``knob``: more of it takes longer and errs less."""
+
+    method: str
+    knob: str
+    fixed: tuple[tuple[str, Any], ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """For state files and tables."""
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.fixed)])
+
+    def choice(self, level: int, heads: tuple[int, ...] | None = None) -> Choice:
+        """The setting at this level of the knob."""
+        return Choice(self.method, {**dict(self.fixed), self.knob: level}, heads)
+
+    def rungs(self, n_keys: int) -> tuple[int, ...]:
+        """Levels that are tried over this many keys: beyond half of them co-clustered attention is exact."""
+        return tuple(rung for rung in RUNGS if 2 * rung < n_keys)
+
+
+# More query clusters cost time and help every query, more exact keys help where attention is broad: which is cheaper
+# differs by layer. Neighbours in this list are tried as long as they are faster.
+COCLUSTERED = tuple(Family("coclustered", "n_exact", (("cluster_factor", f),)) for f in (1.0, 1.5, 2.5, 4.0))
+START = COCLUSTERED[1]
+# A rival for very sharp heads, tried where co-clustering is slow. 5 sqrt(L) clusters: matching wants many small ones.
+RIVAL = Family("improved-clustered", "topk", (("cluster_factor", 5.0), ("clustering", "metric")))
+# The rival is tried where co-clustering takes more than this share of exact attention's time.
+SLOW = 0.4
+FAMILIES = {family.name: family for family in (*COCLUSTERED, RIVAL)}
+
+
+def levels(low: int, high: int) -> list[int]:
+    """Levels between two rungs, both among them, about a fifth apart: finer is within what samples differ by.
+
+    Examples
+    --------
+    >>> levels(64, 128)
+    [64, 72, 80, 96, 112, 128]
+    """
+    found = [low]
+    while found[-1] < high:
+        step = max(8, found[-1] // 5 // 8 * 8)
+        found.append(min(high, found[-1] + step))
+    return found
