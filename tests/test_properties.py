@@ -6,17 +6,20 @@ import compare
 import inputs
 import naive
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyclattn import (
     cluster_queries,
     clustered_attention,
+    coclustered_attention,
     hash_queries,
     improved_clustered_attention,
     kmeans,
     scaled_dot_product_attention,
 )
+from pyclattn.functional import coclustered
 
 
 @st.composite
@@ -45,6 +48,16 @@ def cases(draw, least=1):
 
 
 TOPK = st.integers(1, 40)
+COCLUSTERS = st.fixed_dictionaries(
+    {"n_exact": st.integers(0, 12), "rank": st.integers(1, 20)},
+    optional={"n_query_clusters": st.integers(1, 60), "n_key_clusters": st.integers(1, 60)},
+)
+
+
+@pytest.fixture(autouse=True)
+def short_sequences_too(monkeypatch):
+    """Co-clustered attention takes those drawn here exactly otherwise."""
+    monkeypatch.setattr(coclustered, "SHORTEST", 2)
 
 
 def implied(function, query, key, **options):
@@ -54,25 +67,34 @@ def implied(function, query, key, **options):
     return function(query, key, identity, **options)
 
 
-@given(case=cases(), topk=TOPK)
-def test_rows_sum_to_one(room, case, topk):
+@given(case=cases(), topk=TOPK, coclusters=COCLUSTERS)
+def test_rows_sum_to_one(room, case, topk, coclusters):
     (query, key, _), how = case
     for matrix in (
         implied(scaled_dot_product_attention, query, key),
         implied(clustered_attention, query, key, **how),
         implied(improved_clustered_attention, query, key, topk=topk, **how),
+        implied(coclustered_attention, query, key, **coclusters),
     ):
         np.testing.assert_allclose(matrix.astype(np.float64).sum(axis=-1), 1, atol=1e-5)
 
 
-@given(case=cases(), topk=TOPK)
-def test_constant_values_come_back(room, case, topk):
+@given(case=cases(), topk=TOPK, coclusters=COCLUSTERS)
+def test_constant_values_come_back(room, case, topk, coclusters):
     (query, key, value), how = case
     value[:] = np.arange(value.shape[3]) - 7.5
     want = np.broadcast_to(value[:1, :1, :1], (*query.shape[:3], value.shape[3]))
     compare.assert_close(scaled_dot_product_attention(query, key, value), want, compare.CLUSTERED)
     compare.assert_close(clustered_attention(query, key, value, **how), want, compare.CLUSTERED)
     compare.assert_close(improved_clustered_attention(query, key, value, topk=topk, **how), want, compare.CLUSTERED)
+    compare.assert_close(coclustered_attention(query, key, value, **coclusters), want, compare.CLUSTERED)
+
+
+@given(case=cases(), coclusters=COCLUSTERS)
+def test_coclusters_of_one_query_each_are_exact(room, case, coclusters):
+    (query, key, value), _ = case
+    got = coclustered_attention(query, key, value, **{**coclusters, "n_query_clusters": 60, "rank": 20})
+    compare.assert_close(got, scaled_dot_product_attention(query, key, value), compare.CLUSTERED)
 
 
 @given(case=cases())

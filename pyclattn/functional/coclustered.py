@@ -241,7 +241,8 @@ def working_bytes(
     sorted_rows = 4 * n_sequences * n_heads * (n_keys * (row + 5) + others * (row + n_axes * (width + 1)))
     clusters = 4 * n_sequences * n_heads * own * (2 * depth + SAMPLED_KEYS + 6)
     lanes = 48  # of the widest instruction set
-    thread = 4 * lanes * (others * (row + 2) + n_keys + 2 * n_axes * width + 5 * row + 400)
+    listed = min(n_keys, 4 * n_exact + 1024)  # of a lane's list of keys, as far as a usual cluster's pages go
+    thread = 4 * lanes * (others * (row + 2) + listed + 2 * n_axes * width + 5 * row + 400)
     return grouped + sorted_rows + clusters + n_threads * thread + library_bytes("coclusters.thresholds")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pyclattn
+from pyclattn.functional import coclustered
 from pyclattn.functional._memory import library_bytes
 from pyclattn.functional.clustered import working_bytes
 from pyclattn.graph.program import Op, Program, Value
@@ -62,12 +63,13 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
     """Kernels in Numba's cache: the estimate does not count what compiling them takes."""
-    rows = np.ones((1, 1, 64, 8), np.float32)
+    rows = np.ones((1, 1, 1024, 8), np.float32)
     pyclattn.improved_clustered_attention(rows, rows, rows, n_clusters=4)
+    pyclattn.coclustered_attention(rows, rows, rows, n_exact=4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is read and reset through /proc")
-@pytest.mark.parametrize("attention", ["exact", "clustered", "improved-clustered"])
+@pytest.mark.parametrize("attention", ["exact", "clustered", "improved-clustered", "coclustered"])
 def test_estimate_is_the_measured_peak(path, attention):
     command = [sys.executable, "-c", PROGRAM, str(path), json.dumps(attention), str(LENGTH), str(WIDTH)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -98,4 +100,31 @@ def test_working_bytes_are_those_allocated(name):
     libraries = library_bytes("attention.merge_partials")
     told = working_bytes(shape, shape, shape, n_threads=2, **parameters) - libraries
     assert libraries > 0
+    assert 0.85 <= told / allocated <= 1.15, f"told {told / 1e6:.2f} MB, allocated {allocated / 1e6:.2f} MB"
+
+
+# batch, heads, length, head_dim; heads of keys; width of values
+COCLUSTERED = {
+    "heads": ((1, 6, 5330, 64), 6, 64, {}),
+    "heads in rounds": ((1, 12, 16_384, 64), 12, 64, {"n_exact": 64}),
+    "entries in rounds": ((8, 4, 6000, 32), 4, 16, {"n_exact": 64}),
+    "grouped": ((2, 8, 6000, 32), 2, 32, {"n_query_clusters": 300, "n_key_clusters": 200, "rank": 5}),
+}
+
+
+@pytest.mark.parametrize("name", COCLUSTERED)
+def test_coclustered_bytes_are_those_allocated(name):
+    """Without what a thread holds, which NumPy does not know of."""
+    shape, n_kv_heads, width, parameters = COCLUSTERED[name]
+    rng = np.random.default_rng(0)
+    shapes = shape, (shape[0], n_kv_heads, *shape[2:]), (shape[0], n_kv_heads, shape[2], width)
+    tensors = [rng.standard_normal(s, dtype=np.float32) for s in shapes]
+    out = np.empty((*shape[:3], width), np.float32)
+    tracemalloc.start()
+    try:
+        pyclattn.coclustered_attention(*tensors, **parameters, n_threads=2, out=out)
+        allocated = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    told = coclustered.working_bytes(*shapes, n_threads=0, **parameters) - library_bytes("coclusters.thresholds")
     assert 0.85 <= told / allocated <= 1.15, f"told {told / 1e6:.2f} MB, allocated {allocated / 1e6:.2f} MB"

@@ -136,6 +136,7 @@ def test_attention_by_name():
         ({"method": "clustered", "topk": 3}, ["clustered", "topk", "n_clusters"]),
         ({"layer7": "exact"}, ["layer7", "layer0, layer1"]),
         ({"layer0": 3}, ["3"]),
+        ({"method": "coclustered", "topk": 3}, ["coclustered", "topk", "n_exact"]),
     ],
 )
 def test_wrong_attention(attention, words):
@@ -150,6 +151,21 @@ def test_plan_of_a_plan():
     assert Plan.of(plan, ["layer1"]) is plan
     assert plan.parts("layer1", 2, 2, 9, 9) == [(slice(0, 2, 1), "exact", {})]
     assert plan.parts("other", 2, 2, 9, 9) == [(slice(0, 2, 1), "clustered", {"n_clusters": 100})]
+    plan = Plan.of({"method": "coclustered", "n_exact": 64})
+    assert plan.parts("any", 2, 2, 9, 9) == [(slice(0, 2, 1), "coclustered", {"n_exact": 64})]
+
+
+def test_coclustered_by_name():
+    """Its parameters reach the function, and the mask as padding of keys."""
+    x = np.random.default_rng(0).standard_normal((1, 1300, 32)).astype(np.float32)
+    model = Model(attention_model(), attention={"layer0": {"method": "coclustered", "n_exact": 20, "rank": 4}})
+    heads = x.reshape(1, 1300, 2, 16).transpose(0, 2, 1, 3)
+    once = pyclattn.coclustered_attention(heads, heads, heads, n_exact=20, rank=4, scale=1.0)
+    other = pyclattn.coclustered_attention(heads, heads, heads, n_exact=20, scale=1.0)
+    twice, wrong = (pyclattn.scaled_dot_product_attention(y, y, y, scale=1.0) for y in (once, other))
+    got = model(x=x)["y"].reshape(1, 1300, 2, 16).transpose(0, 2, 1, 3)
+    np.testing.assert_allclose(got, twice, rtol=1e-4, atol=1e-5)
+    assert np.abs(got - wrong).max() > 1e-4
 
 
 def test_estimate_holds_weights_inputs_and_buffers(path):
