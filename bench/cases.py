@@ -134,6 +134,7 @@ PADDED = [Case(4096, padding="end"), Case(4096, padding="scattered")]
 CAUSAL = Case(8192, is_causal=True)
 IMPROVED = [Case(n) for n in (4096, 16384, 32768)]
 LONG = Case(16384)
+LONG_STRUCTURED = replace(LONG, structure="structured")
 GROWTH = [Case(n) for n in (16384, 32768, 65536, 131072)]
 
 # Where results are compared with the definition in float64, and their bits among numbers of threads: every option once.

@@ -44,6 +44,8 @@ def _all_functions(case: Case, x: Inputs) -> dict[str, Callable[[int], list[np.n
         "clustered, kmeans": lambda n: variant("clustered", n, clustering="kmeans"),
         "improved": lambda n: variant("improved", n),
         "improved, kmeans": lambda n: variant("improved", n, clustering="kmeans"),
+        "improved, metric": lambda n: variant("improved", n, clustering="metric"),
+        "coclustered": lambda n: variant("coclustered", n),
         "hash_queries": lambda n: [pyclattn.hash_queries(q, query_padding_mask=mask, n_threads=n)],
         "cluster_queries": lambda n: clusters(pyclattn.cluster_queries(q, n_threads=n, **grouped)),
         "kmeans": lambda n: clusters(pyclattn.kmeans(q, n_clusters=100, padding_mask=mask, n_threads=n)),

@@ -49,7 +49,7 @@ def _peak(subject: str, length: int, n_threads: int) -> int | None:
 
 def memory(settings: Settings) -> Iterator[Row]:
     """Peak memory beyond inputs and output, ours and the peers'."""
-    bars = {"exact": 32e6, "clustered": None, "improved": 64e6}
+    bars = {"exact": 32e6, "clustered": None, "improved": 64e6, "coclustered": 256e6}
     installed = peers.versions()
     rivals = [name for name in peers.FAST if installed[name] != "not installed"]
     for case in settings.wanted([cases.LONG]):

@@ -24,10 +24,10 @@ from bench.rows import Row, tokens
 from bench.speed import Settings
 from bench.subjects import call
 from pyclattn import _dispatch, _threads
-from pyclattn.functional import _grouping, clustered, dense, exact
+from pyclattn.functional import _grouping, _metric, clustered, coclustered, dense, exact
 
-CALLERS: tuple[ModuleType, ...] = (_grouping, clustered, dense, exact)
-STAGES = {
+CALLERS: tuple[ModuleType, ...] = (_grouping, _metric, clustered, coclustered, dense, exact)
+IMPROVED = {
     "hash": ("clustering.hash_rows",),
     "lloyd": ("clustering.hamming_lloyd", "clustering.hamming_assign", "clustering.hamming_update"),
     "sort": ("clustering.sort_by_label",),
@@ -35,6 +35,16 @@ STAGES = {
     "centroids": ("attention.attend_centroids",),
     "merge": ("attention.merge_partials",),
     "members": ("attention.attend_members",),
+}
+COCLUSTERED = {
+    "axes": ("coclusters.covariances",),
+    "assign": ("clustering.nearest_assign",),
+    "sort": ("clustering.sort_by_label",),
+    "means": ("clustering.cluster_means",),
+    "rows": ("coclusters.sort_rows",),
+    "slopes": ("coclusters.moments",),
+    "threshold": ("coclusters.weigh", "coclusters.thresholds"),
+    "attend": ("coclusters.attend",),
 }
 
 
@@ -68,24 +78,29 @@ def profile(function: Callable[[], object]) -> dict[str, float]:
 
 
 def stages(settings: Settings) -> Iterator[Row]:
-    """Where improved clustered attention spends its time, on all threads and on one."""
+    """Where clustered attention spends its time, on all threads and on one."""
     for case in settings.wanted([cases.LONG]):
-        x = case.inputs()
-        both = (settings.n_threads, 1)
-        functions = {str(n): partial(profile, partial(call, "improved", case, x, n)) for n in both}
-        timings = interleave(functions, min(settings.rounds, 7))
-        several: dict[int, list[dict[str, float]]] = {n: timings.results[str(n)] for n in both}
-        parts = {**STAGES, "other": ("other",), "total": ("total",)}
-        seconds = {
-            stage: {n: spread([sum(p.get(k, 0.0) for k in kernels) for p in own]).median for n, own in several.items()}
-            for stage, kernels in parts.items()
-        }
-        total = seconds["total"][settings.n_threads]
-        for stage, own in seconds.items():
-            here = own[settings.n_threads]
-            scaling = f", 1 thread {1e3 * own[1]:.1f} ms, {own[1] / here:.2f}x" if here > 1e-5 else ""
-            yield Row("stages", f"improved, stage {stage}", tokens(case.length), here, "ms",
-                      note=f"{100 * here / total:.1f} %{scaling}", detail={"seconds": own})  # fmt: skip
+        yield from _stages("improved", IMPROVED, case, settings)
+    for case in settings.wanted([cases.LONG_STRUCTURED]):
+        yield from _stages("coclustered", COCLUSTERED, case, settings)
+
+
+def _stages(function: str, parts: dict[str, tuple[str, ...]], case: Case, settings: Settings) -> Iterator[Row]:
+    x = case.inputs()
+    both = (settings.n_threads, 1)
+    functions = {str(n): partial(profile, partial(call, function, case, x, n)) for n in both}
+    timings = interleave(functions, min(settings.rounds, 7))
+    several: dict[int, list[dict[str, float]]] = {n: timings.results[str(n)] for n in both}
+    seconds = {
+        stage: {n: spread([sum(p.get(k, 0.0) for k in kernels) for p in own]).median for n, own in several.items()}
+        for stage, kernels in {**parts, "other": ("other",), "total": ("total",)}.items()
+    }
+    total = seconds["total"][settings.n_threads]
+    for stage, own in seconds.items():
+        here = own[settings.n_threads]
+        scaling = f", 1 thread {1e3 * own[1]:.1f} ms, {own[1] / here:.2f}x" if here > 1e-5 else ""
+        yield Row("stages", f"{function}, stage {stage}", tokens(case.length), here, "ms",
+                  note=f"{100 * here / total:.1f} %{scaling}", detail={"seconds": own})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,7 @@ def border(settings: Settings) -> Iterator[Row]:
         (wide, "improved", {}),
         (wide, "clustered", {}),
         (wide, "clustered", {"clustering": "kmeans"}),
+        (replace(long, structure="structured"), "coclustered", {}),
         (replace(wide, length=1024, n_heads=4), "exact", {}),
     ):
         small = case.scaled(settings.divisor)

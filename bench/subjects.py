@@ -29,7 +29,7 @@ class Subject:
     output: Callable[[], np.ndarray | None]
 
 
-FUNCTIONS = ("exact", "clustered", "improved")
+FUNCTIONS = ("exact", "clustered", "improved", "coclustered")
 
 
 def call(function: str, case: Case, x: Inputs, n_threads: int | None, **more: Any) -> np.ndarray:
@@ -43,6 +43,8 @@ def call(function: str, case: Case, x: Inputs, n_threads: int | None, **more: An
         return pyclattn.improved_clustered_attention(
             x.query, x.key, x.value, topk=32, is_causal=case.is_causal, **case.clustered, **common
         )
+    if function == "coclustered":
+        return pyclattn.coclustered_attention(x.query, x.key, x.value, **common)
     raise ValueError(f"function must be one of {', '.join(FUNCTIONS)}, got {function!r}")
 
 
