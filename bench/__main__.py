@@ -7,6 +7,7 @@ COMMANDS = {
     "attention": "exact and clustered attention against their peers, their bars and the border between rooms",
     "dense": "products with a constant weight, against NumPy, ONNX Runtime and PyTorch",
     "overhead": "a short input through a whole model, against ONNX Runtime",
+    "pareto": "error against time of every method, on what trained models give it; rivals included",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
 }
 
