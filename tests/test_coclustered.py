@@ -1,5 +1,6 @@
 """Co-clustered attention against its definition, in every room; its exact limits, and what it does at the edges."""
 
+import warnings
 from functools import cache
 
 import compare
@@ -170,7 +171,9 @@ def test_no_variance(room):
     for which in range(3):
         same = [x.copy() for x in tensors]
         same[which][:] = same[which][:, :, :1]
-        got = coclustered_attention(*same, n_exact=9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = coclustered_attention(*same, n_exact=9)
         compare.assert_close(got, scaled_dot_product_attention(*same), compare.CLUSTERED)
     zeros = [np.zeros_like(x) for x in tensors]
     assert not coclustered_attention(*zeros, n_exact=9).any()
@@ -219,7 +222,7 @@ def test_minus_infinity_is_padding(room):
     compare.assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("round_bytes", [1, 100_000, 64 << 20])
+@pytest.mark.parametrize("round_bytes", [1, 30_000, 64 << 20])
 def test_a_sequence_is_the_same_in_any_company(room, monkeypatch, round_bytes):
     """Bit for bit, however many sequences and heads are worked on together."""
     monkeypatch.setattr(coclustered, "ROUND_BYTES", round_bytes)
