@@ -36,10 +36,12 @@ class Family:
         return tuple(rung for rung in RUNGS if 2 * rung < n_keys)
 
 
+# Above this many times the target (or below one over it) the search takes two rungs at once.
+FAR = 2.2
 # More query clusters cost time and help every query, more exact keys help where attention is broad: which is cheaper
-# differs by layer. Neighbours in this list are tried as long as they are faster.
-COCLUSTERED = tuple(Family("coclustered", "n_exact", (("cluster_factor", f),)) for f in (1.0, 1.5, 2.5, 4.0))
-START = COCLUSTERED[1]
+# differs by layer. The next in this list is tried as long as it is faster. (With 1.0 errors spread too far.)
+COCLUSTERED = tuple(Family("coclustered", "n_exact", (("cluster_factor", f),)) for f in (1.5, 2.5, 4.0))
+START = COCLUSTERED[0]
 # A rival for very sharp heads, tried where co-clustering is slow. 5 sqrt(L) clusters: matching wants many small ones.
 RIVAL = Family("improved-clustered", "topk", (("cluster_factor", 5.0), ("clustering", "metric")))
 # The rival is tried where co-clustering takes more than this share of exact attention's time.

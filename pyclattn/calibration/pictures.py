@@ -15,7 +15,7 @@ from pyclattn.plan import LengthClass
 # Panels of a row.
 COLUMNS = 4
 # Colours of families, dark to light by clusters; the rival apart. Told apart without red and green.
-COLOURS = dict(zip(FAMILIES, ("#0d3b66", "#2a78b5", "#6db1dd", "#b3d7ef", "#e07a1f")))
+COLOURS = dict(zip(FAMILIES, ("#0d3b66", "#2a78b5", "#86c1e8", "#e07a1f")))
 
 
 def pyplot() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyclattn.calibration.ladder import COCLUSTERED, FAMILIES, FIRST_RUNG, PRUNED, RIVAL, SLOW, START, Family
+from pyclattn.calibration.ladder import COCLUSTERED, FAMILIES, FAR, FIRST_RUNG, PRUNED, RIVAL, SLOW, Family
 from pyclattn.calibration.records import Probe, Record, relative, squares
 from pyclattn.functional.coclustered import SHORTEST
 from pyclattn.graph.ops.attention import METHODS as _METHODS
@@ -104,12 +104,13 @@ def search(record: Record, run: Callable[[Choice], Probe], target: float, others
 
 
 def _climb(take: Callable[[Family], float]) -> None:
-    """Families left and right of the first, as long as each is faster than the one before."""
-    best, at = take(START), COCLUSTERED.index(START)
-    for step in (1, -1):
-        i, last = at + step, best
-        while 0 <= i < len(COCLUSTERED) and (now := take(COCLUSTERED[i])) < last:
-            i, last = i + step, now
+    """Families of more and more clusters, as long as each is no slower than the one before."""
+    last = np.inf
+    for family in COCLUSTERED:
+        now = take(family)
+        if now > last:
+            return
+        last = now
 
 
 def _promising(others: list[Record], target: float) -> list[Family]:
@@ -149,11 +150,14 @@ def _bracket(
     while 0 <= i < len(rungs):
         if rungs[i] not in probes:
             probes[rungs[i]] = run(family.choice(rungs[i]))
-        step = -1 if record.error(family.name, rungs[i]) <= target else 1
-        if direction == -step:
+        error = record.error(family.name, rungs[i])
+        step = -1 if error <= target else 1
+        too_slow = step > 0 and probes[rungs[i]].seconds > record.seconds
+        if direction == -step or too_slow:
             break
         direction = step
-        i += step
+        far = error > FAR * target or error * FAR < target
+        i += 2 * step if far and 0 <= i + 2 * step < len(rungs) else step
     return least_time(record, family.name, target)
 
 

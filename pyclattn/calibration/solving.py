@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pyclattn.calibration.ladder import COCLUSTERED, FAMILIES, RIVAL, Family, levels
-from pyclattn.calibration.records import Record, relative
+from pyclattn.calibration.ladder import FAMILIES, RIVAL, Family, levels
+from pyclattn.calibration.records import Probe, Record
 from pyclattn.plan import Calibrated, Choice, LengthClass
 from pyclattn.plan.classes import progressions
 
@@ -40,60 +40,72 @@ class Option:
 
     @property
     def expected(self) -> float:
-        return expected_error(self.errors)
+        return float(expected_error(self.errors))
 
 
-def expected_error(errors: Sequence[float]) -> float:
-    """What errors on samples let expect of inputs unseen: the largest, or a spread above their mean.
+def expected_error(errors) -> Any:
+    """What errors on samples (last axis) let expect of inputs unseen: the largest, or a spread above their mean.
 
     Examples
     --------
-    >>> round(expected_error([0.01, 0.01, 0.01, 0.01]), 4)
+    >>> round(float(expected_error([0.01, 0.01, 0.01, 0.01])), 4)
     0.0116
-    >>> round(expected_error([0.01, 0.02]), 4)
+    >>> round(float(expected_error([0.01, 0.02])), 4)
     0.0222
     """
-    if not all(math.isfinite(e) for e in errors):
-        return math.inf
-    logs = np.log(np.maximum(errors, 1e-12))
-    variance = (PRIOR * SPREAD**2 + ((logs - logs.mean()) ** 2).sum()) / (PRIOR + len(logs) - 1)
-    return float(max(np.exp(logs.mean() + DEVIATIONS * np.sqrt(variance)), max(errors)))
+    errors = np.asarray(errors, np.float64)
+    with np.errstate(invalid="ignore"):
+        logs = np.log(np.maximum(errors, 1e-12))
+        means = logs.mean(axis=-1)
+        squares = ((logs - means[..., None]) ** 2).sum(axis=-1)
+        spread = np.sqrt((PRIOR * SPREAD**2 + squares) / (PRIOR + errors.shape[-1] - 1))
+        found = np.maximum(np.exp(means + DEVIATIONS * spread), errors.max(axis=-1))
+    return np.where(np.isfinite(found), found, np.inf)
 
 
 class Curve:
-    """Errors of heads and time of one family over its levels, on all samples of a length class."""
+    """Errors of heads and time of one family over its levels, on all samples of a length class.
+
+    Attributes
+    ----------
+    levels : list of int
+        Those for which every sample tells an error; none if one has not been measured at all.
+    shares : float array (levels,)
+        Time of all heads, of exact attention's.
+    errors : float array (levels, samples, heads of keys)
+        Squared.
+    """
 
     def __init__(self, family: Family, records: Sequence[Record]):
-        self.family, self.records = family, records
-        measured = [sorted(record.probes.get(family.name, {})) for record in records]
-        self.low = max((own[0] if own else math.inf) for own in measured)
-        self.high = max((own[-1] if own else 0) for own in measured)
-        shares: dict[int, list[float]] = {}
-        for record, own in zip(records, measured):
-            for level in own:
-                shares.setdefault(level, []).append(record.probes[family.name][level].seconds / record.seconds)
-        self._levels = sorted(shares)
-        # more exact keys never take less time: what noise says otherwise is levelled
-        self._shares = np.maximum.accumulate([np.median(shares[level]) for level in self._levels])
+        self.family = family
+        probes = [record.probes.get(family.name, {}) for record in records]
+        self.levels: list[int] = []
+        if all(probes):
+            self.levels = levels(max(min(own) for own in probes), max(max(own) for own in probes))
+        self.shares = self._shares(records, probes)
+        self.errors = np.empty((0, len(records), records[0].n_kv_heads))
+        if self.levels:
+            self.errors = np.stack([self._errors(own) for own in probes], axis=1)
 
-    def levels(self) -> list[int]:
-        """Levels for which every sample has an error."""
-        return levels(int(self.low), self.high) if self.low <= self.high else []
+    def _shares(self, records: Sequence[Record], probes: Sequence[Mapping[int, Probe]]) -> np.ndarray:
+        """Other work on the machine only adds time: the least counts, and less accuracy never takes more."""
+        sizes = [record.n_queries * record.n_keys for record in records]
+        exact = min(record.seconds / size for record, size in zip(records, sizes))
+        least: dict[int, float] = {}
+        for own, size in zip(probes, sizes):
+            for level, probe in own.items():
+                least[level] = min(least.get(level, np.inf), probe.seconds / size / max(exact, 1e-30))
+        known = sorted(least)
+        shares = np.minimum.accumulate([least[level] for level in reversed(known)])[::-1]
+        return np.interp(np.log(self.levels), np.log(known), shares) if self.levels else np.empty(0)
 
-    def share(self, level: int) -> float:
-        """Of exact attention's time, all heads."""
-        return float(np.interp(np.log(level), np.log(self._levels), self._shares))
-
-    def errors(self, level: int) -> np.ndarray:
-        """Squared errors (samples, heads of keys), between a sample's levels by interpolation."""
-        found = []
-        for record in self.records:
-            probes = record.probes[self.family.name]
-            known = sorted(probes)
-            logs = np.log(np.maximum([probes[n].errors for n in known], 1e-30))
-            beyond = max(1.0, level / known[-1]) ** (-2 * SLOPE)
-            found.append(beyond * np.exp([np.interp(np.log(level), np.log(known), column) for column in logs.T]))
-        return np.array(found)
+    def _errors(self, probes: Mapping[int, Probe]) -> np.ndarray:
+        """Of one sample (levels, heads), between what was measured by interpolation; beyond, falling slowly."""
+        known = sorted(probes)
+        logs = np.log(np.maximum([probes[level].errors for level in known], 1e-30))
+        at = np.log(self.levels)
+        beyond = np.maximum(1.0, np.array(self.levels) / known[-1]) ** (-2 * SLOPE)
+        return beyond[:, None] * np.exp(np.stack([np.interp(at, np.log(known), column) for column in logs.T], axis=1))
 
 
 def solve(records: Sequence[Record], target: float) -> Option:
@@ -101,38 +113,43 @@ def solve(records: Sequence[Record], target: float) -> Option:
 
     All heads together in one family; or the heads that err most exactly or by the rival, the rest in a family.
     """
-    first = records[0]
-    n_heads = first.n_kv_heads
     exact = Option((Choice(),), 1.0, (0.0,) * len(records))
     if any(record.is_fixed for record in records):
         return exact
-    norms = [sum(record.norms) for record in records]
-    best = exact
     curves = {name: Curve(family, records) for name, family in FAMILIES.items()}
-    rivals: list[tuple[Family | None, int, float, np.ndarray]] = [(None, 0, 1.0, np.zeros((len(records), n_heads)))]
+    norms, n_heads, best = np.array([sum(record.norms) for record in records]), records[0].n_kv_heads, exact
+    # what heads set aside run by: exact attention, or the rival at some level
     rival = curves[RIVAL.name]
-    rivals += [(RIVAL, level, rival.share(level), rival.errors(level)) for level in rival.levels()]
-    for family in (*COCLUSTERED, RIVAL):
-        curve = curves[family.name]
-        for level in curve.levels():
-            errors, share = curve.errors(level), curve.share(level)
+    rests = [Choice(), *(RIVAL.choice(level) for level in rival.levels)]
+    rest_shares = np.concatenate([[1.0], rival.shares])
+    rest_errors = np.zeros((1, len(records), n_heads))
+    if rival.levels:
+        rest_errors = np.concatenate([rest_errors, rival.errors])
+    for curve in curves.values():
+        for level, share, errors in zip(curve.levels, curve.shares, curve.errors):
             for aside, kept in _splits(errors, norms):
-                for other, other_level, other_share, other_errors in rivals if aside else rivals[:1]:
-                    time = (len(kept) * share + len(aside) * other_share) / n_heads + CALL * _calls(aside, kept)
-                    if time >= best.share:
-                        continue
-                    apart = APART**2 if len(progressions(kept)) > 1 else 1.0
-                    sums = errors[:, kept].sum(axis=1) * apart + other_errors[:, aside].sum(axis=1)
-                    found = tuple(relative(e, norm) for e, norm in zip(sums, norms))
-                    if expected_error(found) <= target:
-                        rest = other.choice(other_level) if other else Choice()
-                        best = Option(_choices(family.choice(level), kept, rest, aside, first), time, found)
+                shares = (len(kept) * share + len(aside) * rest_shares) / n_heads + CALL * _calls(aside, kept)
+                open_ = np.flatnonzero(shares < best.share)[: len(rests) if aside else 1]
+                if not len(open_):
+                    continue
+                sums = rest_errors[open_][..., aside].sum(axis=-1) + _apart(kept) * errors[:, kept].sum(axis=1)
+                found = np.sqrt(sums / np.maximum(norms, 1e-300))
+                good = np.flatnonzero(expected_error(found) <= target)
+                if len(good):
+                    at = good[np.argmin(shares[open_[good]])]
+                    choices = _choices(curve.family.choice(level), kept, rests[open_[at]], aside, records[0])
+                    best = Option(choices, float(shares[open_[at]]), tuple(found[at].tolist()))
     return best if best.share <= WORTH else exact
 
 
-def _splits(errors: np.ndarray, norms: Sequence[float]) -> Iterator[tuple[list[int], list[int]]]:
+def _apart(heads: list[int]) -> float:
+    """What it adds to squared errors that heads lie in several slices."""
+    return APART**2 if len(progressions(heads)) > 1 else 1.0
+
+
+def _splits(errors: np.ndarray, norms: np.ndarray) -> Iterator[tuple[list[int], list[int]]]:
     """(heads set aside, heads kept): none, the one that errs most, the two that do, ..."""
-    weight = (errors / np.maximum(np.array(norms)[:, None], 1e-30)).mean(axis=0)
+    weight = (errors / np.maximum(norms[:, None], 1e-30)).mean(axis=0)
     order = np.argsort(-weight, kind="stable").tolist()
     for n in range(len(order)):
         yield sorted(order[:n]), sorted(order[n:])
