@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_calls import blocks_of, both, holes_index, kernel, tasks_of
 
+from pyclattn import _dispatch
 from pyclattn.reference.coclusters import NEVER, sample_places
 
 N_HEADS, N_QUERY_CLUSTERS, N_KEY_CLUSTERS = 3, (61, 7), (9, 4)
@@ -215,3 +216,26 @@ def test_attend(name, fast, taken, dim, width, rank):
     want, got = both(name, fast, make)
     assert np.isnan(got).any()
     compare.assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize("logits", [(150.0, 0.0), (110.0, 150.0)])
+def test_keys_far_below_those_taken(room, logits):
+    """One key, and then a whole block, that weigh 2^100 times as much as the rest of their cluster: what is left in the
+    tail is nothing, and divides nothing."""
+    depth, width, n = 4, 3, 200
+    rows = np.zeros((1, n, depth + 1 + width), np.float32)
+    rows[..., depth + 1 :] = np.random.default_rng(0).standard_normal((n, width))
+    rows[0, 100, 0], rows[0, 128:, 0] = logits
+    query = np.zeros((1, 1, 7, depth), np.float32)
+    query[..., 0] = 1
+    centroids = np.array([[[1, 0, 0, 0, 1]]], np.float32)
+    spans, out = np.array([[0, 0, 7]]), np.full((1, 1, 7, width), np.nan, np.float32)
+    _dispatch.launch(
+        "coclusters.attend", 1, query, spans, np.arange(7)[None].copy(), np.array([[0, 7]]), centroids,
+        np.array([0, 1]), np.full((1, 1), 100, np.float32), rows, np.zeros((1, n), np.float32), np.array([[0, n]]),
+        np.array([0, 1]), np.ones((1, 1, 2 * width), np.float32), np.ones((1, 1, 2, depth), np.float32),
+        np.ones((1, 1, 2), np.float32), 1.0, np.array([[0, 0, 0]]), 48, out,
+    )  # fmt: skip
+    heaviest = slice(100, 101) if logits[1] == 0 else slice(128, n)
+    expected = rows[0, heaviest, depth + 1 :].mean(axis=0)
+    compare.assert_close(out, np.broadcast_to(expected, out.shape), 1e-6)

@@ -14,6 +14,8 @@ from pyclattn._ext.isa cimport (
 )
 
 cdef double LOG2E = 1.4426950408889634
+# A cluster whose keys are all so far below one that is taken has no tail (2^-90): dividing by less may overflow.
+cdef float LEAST_MASS = 8.0e-28
 # Panels of one cluster's members that share a gathered block of rows.
 cdef enum:
     SHARED = 4
@@ -370,7 +372,7 @@ cdef void share_masses(Buffers *w, long n_clusters) noexcept nogil:
     memset(w.total, 0, w.lanes * sizeof(float))
     for j in range(n_clusters):
         for lane in range(w.lanes):
-            w.masses[j * w.lanes + lane] *= exp2f(max(-100.0, w.tops[j * w.lanes + lane] - w.peak[lane]))
+            w.masses[j * w.lanes + lane] *= exp2f(min(0.0, max(-100.0, w.tops[j * w.lanes + lane] - w.peak[lane])))
             w.total[lane] += w.masses[j * w.lanes + lane]
 
 
@@ -398,10 +400,12 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
             at += k
         w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.top)
         memcpy(w.tops + j * lanes, w.top, lanes * sizeof(float))
-        memcpy(w.masses + j * lanes, w.mass, lanes * sizeof(float))
+        for lane in range(lanes):
+            w.mass[lane] = w.mass[lane] if w.mass[lane] > LEAST_MASS else 0
+            w.masses[j * lanes + lane] = w.mass[lane]
         for lane in range(n):
-            w.peak[lane] = max(w.peak[lane], w.top[lane])
             if w.mass[lane] > 0:
+                w.peak[lane] = max(w.peak[lane], w.top[lane])
                 w.places[lane] = lane * (n_clusters + 1) + w.n_tail[lane]
                 w.n_tail[lane] += 1
             else:
