@@ -49,8 +49,10 @@ METHODS: dict[str, Callable[..., Float32]] = {
 CLUSTERINGS = ("lsh", "kmeans", "metric")
 # Settings of clustered and improved clustered attention; (clusters, keys) for the latter, the published one first.
 N_CLUSTERS, PAIRS = (100, 400), ((100, 32), (100, 128), (256, 128), (256, 512), (512, 1024))
-# Of co-clustered: query clusters and key clusters in sqrt(N); exact keys, of those within these shares of all.
+# Of co-clustered: query and key clusters in sqrt(N), exact keys within these shares of all. The groups of structured
+# data are few and exact at once: fewer clusters, finer steps.
 CLUSTER_FACTORS, N_EXACT, SHARES = ((1, 0.5), (1.5, 0.75), (3, 1)), tuple(2**i for i in range(4, 13)), (1 / 600, 1 / 10)
+FOR_GROUPS = ((0.5, 0.25), (1, 0.5)), (128, 256, 512, 640, 768, 896, 1024, 1536, 2048), (1 / 600, 1 / 60)
 SMYRF = ((96, 2), (96, 8), (384, 4), (768, 8))
 N_BLOCKS = (4, 16, 64)
 # Tokens of a call before the clock runs: it loads code and starts threads.
@@ -122,7 +124,7 @@ CONTESTS = (
 )
 
 
-def ladder(n_tokens: int) -> Iterator[tuple[str, str, Settings]]:
+def ladder(contest: Contest) -> Iterator[tuple[str, str, Settings]]:
     """(curve, method, settings) of everything but exact attention."""
     for clustering in CLUSTERINGS:
         for n in N_CLUSTERS:
@@ -130,13 +132,15 @@ def ladder(n_tokens: int) -> Iterator[tuple[str, str, Settings]]:
         for n, topk in PAIRS:
             settings = {"clustering": clustering, "n_clusters": n, "topk": topk}
             yield f"improved, {clustering}", "improved", settings
-    for factor, key_factor in CLUSTER_FACTORS:
+    n_tokens, ours = contest.n_tokens, (CLUSTER_FACTORS, N_EXACT, SHARES)
+    factors, numbers, (least, most) = FOR_GROUPS if contest.is_synthetic else ours
+    for factor, key_factor in factors:
         clusters = {
             "n_query_clusters": round(factor * n_tokens**0.5),
             "n_key_clusters": max(16, round(key_factor * n_tokens**0.5)),
         }
-        for n_exact in N_EXACT:
-            if SHARES[0] <= n_exact / n_tokens <= SHARES[1]:
+        for n_exact in numbers:
+            if least <= n_exact / n_tokens <= most:
                 yield "co-clustered", "co-clustered", {**clusters, "n_exact": n_exact}
     for size, n_rounds in SMYRF:
         yield "SMYRF", "SMYRF", {"cluster_size": size, "n_rounds": n_rounds}
@@ -227,7 +231,7 @@ class Measurement:
 
 def measure(contest: Contest, n_threads: int, rounds: int, note: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """All methods on all layers; medians of rounds."""
-    measurement = Measurement(contest.load(), list(ladder(contest.n_tokens)), n_threads)
+    measurement = Measurement(contest.load(), list(ladder(contest)), n_threads)
     measurement.warm()
     others = Others()
     for _ in range(rounds):
