@@ -34,7 +34,7 @@ SPEED_BARS = (
     ("structured 65,536", 0.02, 45.0),
     ("structured 131,072", 0.02, 85.0),
 )
-MEMORY_BAR = 256 << 20
+MEMORY_BAR = 256e6
 # Error over that of improved clustered attention in the same time; captures of at least this many tokens.
 EQUAL_TIME_BAR, EQUAL_TIME_FROM = 0.5, 4_096
 BUDGETS = (0.01, 0.015, 0.02, 0.05, 0.1, 0.2)

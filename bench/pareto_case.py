@@ -48,7 +48,7 @@ METHODS: dict[str, Callable[..., Float32]] = {
 }
 CLUSTERINGS = ("lsh", "kmeans", "metric")
 # Settings of clustered and improved clustered attention; (clusters, keys) for the latter, the published one first.
-N_CLUSTERS, PAIRS = (100, 400), ((100, 32), (100, 128), (256, 128), (256, 512), (512, 1024))
+N_CLUSTERS, PAIRS = (100, 400), ((100, 32), (100, 128), (100, 1024), (256, 512), (512, 1024))
 # Of co-clustered: query and key clusters in sqrt(N), exact keys within these shares of all. The groups of structured
 # data are few and exact at once: fewer clusters, finer steps.
 CLUSTER_FACTORS, N_EXACT, SHARES = ((1, 0.5), (1.5, 0.75), (3, 1)), tuple(2**i for i in range(4, 13)), (1 / 600, 1 / 10)
