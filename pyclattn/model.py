@@ -8,16 +8,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from pyclattn import _threads
 from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, PyclattnError
+from pyclattn.functional import costs
 from pyclattn.graph.executor import Executor
 from pyclattn.graph.identity import ATTENTION, fingerprint
 from pyclattn.graph.passes import optimize
 from pyclattn.graph.planner import check_shape, located
 from pyclattn.graph.program import Op, Program, Value, walk
+from pyclattn.graph.run_report import RunReport, recording
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Observed, Settings, Spec
 from pyclattn.graph.weights import weight_bytes
@@ -54,9 +58,11 @@ def load(
         ``pip install pyclattn[export]``); or a Hugging Face folder, config.json beside weights, of an encoder
         (docs/layers.md lists them).
     attention : str, mapping or Plan, optional
-        "exact", "clustered", "improved-clustered" or "coclustered"; ``{"method": ..., **parameters}``; a mapping of the
-        names in `Model.attentions` to either, "default" for the rest; a plan, or the path of one, ending in .json. By
-        default the plan that was saved with the model; exact if there is none.
+        "exact", "clustered", "improved-clustered", "coclustered", or "auto": exact or co-clustered, whichever should be
+        faster here (rates are measured once, when a model that asks for it is first loaded);
+        ``{"method": ..., **parameters}``; a mapping of the names in `Model.attentions` to either, "default" for the
+        rest; a plan, or the path of one, ending in .json. By default the plan that was saved with the model; exact if
+        there is none.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     max_memory : int, optional
@@ -161,6 +167,8 @@ class Model:
         self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
         self.plan = self._plan(attention)
         self.n_threads = _threads.resolve(n_threads)
+        if any("auto" in self.plan.methods(name) for name in self.attentions):
+            costs.rates(self.n_threads)  # measured now, not in a request
         settings = Settings(n_threads=self.n_threads, attention=self.plan.parts, observe=observe)
         self.max_memory, left = max_memory, None
         if max_memory is not None:
@@ -209,7 +217,9 @@ class Model:
         """
         return self._run(inputs)
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping, run_options=None) -> list[np.ndarray]:
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping, run_options=None, *, report: bool = False
+    ) -> Any:
         """The call of ``onnxruntime.InferenceSession.run``.
 
         Parameters
@@ -219,6 +229,13 @@ class Model:
         input_feed : mapping of str to array
         run_options : ignored
             For callers of onnxruntime.
+        report : bool
+            Also return what each attention did (docs/errors.md): its method, its estimated error in each head, which
+            heads were made exact, its time. The estimates take time, and memory that `estimate` does not count.
+
+        Returns
+        -------
+        list of ndarray, or (list of ndarray, RunReport)
         """
         known = [v.name for v in self.program.outputs]
         names = known if output_names is None else list(output_names)
@@ -227,8 +244,13 @@ class Model:
             raise ArgumentError(
                 f"outputs {', '.join(map(str, unknown))} do not exist; the model has {', '.join(known)}"
             )
-        results = self._run(dict(input_feed))
-        return [results[n] for n in names]
+        if not report:
+            results = self._run(dict(input_feed))
+            return [results[n] for n in names]
+        start = perf_counter()
+        with recording() as found:
+            results = self._run(dict(input_feed))
+        return [results[n] for n in names], RunReport(found, perf_counter() - start)
 
     def profile(self, inputs: Mapping) -> tuple[dict[str, np.ndarray], list]:
         """Run and return (outputs, [(op, start, end) in nanoseconds of every operator])."""

@@ -130,6 +130,14 @@ def estimate(
     return errors
 
 
+def working_bytes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *, n_threads: int) -> int:
+    """What an estimate holds beside inputs and output: of one head a thread, and the sampled rows."""
+    (_, n_heads, length, depth), width = query, value[3]
+    sampled = n_heads * N_SAMPLES * (4 * depth + 40 * width + 32)
+    head = length * (2 * 4 * N_KEYS + 5 * 8) + 4 * (CHUNK + N_KEYS) * (depth + width)
+    return sampled + min(n_threads, n_heads) * head
+
+
 def _squares(out: Float32, rows: Int64, n_threads: int) -> Float64:
     """Sum of squares of each head's outputs (H, L, E)."""
     sums = np.zeros(len(out))

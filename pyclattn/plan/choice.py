@@ -10,22 +10,40 @@ from typing import Any
 
 from pyclattn.errors import ArgumentError
 
-METHODS = ("exact", "clustered", "improved-clustered", "coclustered")
+METHODS = ("exact", "clustered", "improved-clustered", "coclustered", "auto")
 # The published settings of (improved) clustered attention (Vyas et al. 2020): 100 clusters, the 32 best keys of each.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {},
     "clustered": {"n_clusters": 100},
     "improved-clustered": {"n_clusters": 100, "topk": 32},
     "coclustered": {},
+    "auto": {},
 }
+# Of every method but exact: the limit of the estimated error, and what is done above it.
+CHECKING = ("max_error", "on_error")
 PARAMETERS = {
     "exact": set(),
-    "clustered": {"n_clusters", "cluster_factor", "n_bits", "n_iterations", "clustering", "seed"},
-    "improved-clustered": {"n_clusters", "cluster_factor", "n_bits", "n_iterations", "clustering", "seed", "topk"},
-    "coclustered": {"n_query_clusters", "cluster_factor", "n_key_clusters", "n_exact", "rank"},
+    "clustered": {"n_clusters", "cluster_factor", "n_bits", "n_iterations", "clustering", "seed", *CHECKING},
+    "improved-clustered": {
+        "n_clusters",
+        "cluster_factor",
+        "n_bits",
+        "n_iterations",
+        "clustering",
+        "seed",
+        "topk",
+        *CHECKING,
+    },
+    "coclustered": {"n_query_clusters", "cluster_factor", "n_key_clusters", "n_exact", "rank", *CHECKING},
 }
+PARAMETERS["auto"] = PARAMETERS["coclustered"]
 # The number of query clusters that cluster_factor x sqrt(queries) stands for.
-_CLUSTERS = {"clustered": "n_clusters", "improved-clustered": "n_clusters", "coclustered": "n_query_clusters"}
+_CLUSTERS = {
+    "clustered": "n_clusters",
+    "improved-clustered": "n_clusters",
+    "coclustered": "n_query_clusters",
+    "auto": "n_query_clusters",
+}
 
 
 def parse_attention(text: str) -> Any:
@@ -80,6 +98,7 @@ def choice_of(value) -> Choice:
     if unknown:
         known = ", ".join(sorted(PARAMETERS[method])) or "none"
         raise ArgumentError(f"attention {method!r} has no parameter {', '.join(unknown)}; it has: {known}")
+    _check_limit(parameters)
     factor = parameters.get("cluster_factor")
     if factor is None:
         return Choice(method, {**DEFAULTS[method], **parameters})
@@ -89,3 +108,11 @@ def choice_of(value) -> Choice:
         raise ArgumentError(f"cluster_factor and {_CLUSTERS[method]} both say how many clusters: give one")
     defaults = {name: value for name, value in DEFAULTS[method].items() if name != _CLUSTERS[method]}
     return Choice(method, {**defaults, **parameters})
+
+
+def _check_limit(parameters: Mapping[str, Any]) -> None:
+    limit, action = parameters.get("max_error"), parameters.get("on_error", "exact")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
+        raise ArgumentError(f"max_error must be a number of at least 0, got {limit!r}")
+    if action not in ("exact", "warn", "raise"):
+        raise ArgumentError(f"on_error must be 'exact', 'warn' or 'raise', got {action!r}")

@@ -13,19 +13,22 @@ from time import perf_counter
 import numpy as np
 
 from pyclattn.errors import ModelFormatError, ShapeError
-from pyclattn.functional import clustered, coclustered
+from pyclattn.functional import auto, clustered, coclustered, sampled_error
+from pyclattn.functional.auto import auto_attention
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
 from pyclattn.functional.coclustered import coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import op
+from pyclattn.graph.run_report import AttentionRun, records
 from pyclattn.graph.spec import Kernel, Node, Observed, Spec, simple
 
-METHODS = {
+METHODS: dict[str, Callable] = {
     "exact": scaled_dot_product_attention,
     "clustered": clustered_attention,
     "improved-clustered": improved_clustered_attention,
     "coclustered": coclustered_attention,
+    "auto": auto_attention,
 }
 # Methods that take is_causal.
 CAUSAL = ("exact", "improved-clustered")
@@ -35,6 +38,7 @@ WORKING_BYTES: dict[str, Callable[..., int]] = {
     "clustered": clustered.working_bytes,
     "improved-clustered": clustered.working_bytes,
     "coclustered": coclustered.working_bytes,
+    "auto": coclustered.working_bytes,
 }
 # (B, H, L, D) as a view of each layout
 _VIEWS = {"bhld": (0, 1, 2, 3), "blhd": (0, 2, 1, 3), "bhdl": (0, 1, 3, 2)}
@@ -86,11 +90,11 @@ def _attention(node: Node) -> Kernel:
             query, key, value = (np.ascontiguousarray(a) if c else a for a, c in zip(arrays, copied))
             for part in parts:
                 own = query[:, part.heads], key[:, part.kv_heads], value[:, part.kv_heads]
-                more = {**given, **options, **part.parameters, **(padding if part.method != "exact" else {})}
+                more = {**given, **options, **(padding if part.method != "exact" else {})}
                 if is_direct:
-                    METHODS[part.method](*own, out=out[:, part.heads], **more)
+                    part.attend(name, own, {**more, "out": out[:, part.heads]})
                 else:
-                    out[:, part.heads] = METHODS[part.method](*own, **more)
+                    out[:, part.heads] = part.attend(name, own, more)
             if observe is not None:
                 seconds, methods = perf_counter() - start, tuple(part.method for part in parts)
                 observe(Observed(name, query, key, value, out, {**given, **options}, methods, seconds))
@@ -111,13 +115,41 @@ class _Part:
     method: str
     parameters: dict
 
+    def attend(self, name: str, arrays: tuple, options: dict) -> np.ndarray:
+        """The call; what it did is recorded where the caller of the run wants to know."""
+        found, function = records(), METHODS[self.method]
+        if found is None:
+            return function(*arrays, **options, **self.parameters)
+        start, errors, method = perf_counter(), None, self.method
+        if method == "auto":
+            method = auto.method_for(*arrays, **{**options, **self.parameters})
+        if method == "exact" or options.get("is_causal"):
+            out = function(*arrays, **options, **self.parameters)
+            errors = np.zeros(out.shape[:2]) if method == "exact" else None
+        else:
+            out, errors = function(*arrays, **options, **self.parameters, return_error=True)
+        parameters, heads = self.parameters if method != "exact" else {}, tuple(range(self.heads.stop)[self.heads])
+        fell_back = self._above(errors, out.shape[:2])
+        found.append(AttentionRun(name, method, parameters, heads, errors, fell_back, perf_counter() - start))
+        return out
+
+    def _above(self, errors: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+        """Which estimates made their heads exact."""
+        limit = self.parameters.get("max_error")
+        if errors is None or limit is None or self.parameters.get("on_error", "exact") != "exact":
+            return np.zeros(shape, bool)
+        return ~(errors <= limit)
+
     def bytes(self, q: tuple, k: tuple, v: tuple, is_direct: bool, n_threads: int) -> int:
         """What the call holds beside inputs and output."""
         own = []
         for (batch, n_heads, length, width), taken in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)):
             own.append((batch, len(range(*taken.indices(n_heads))), length, width))
+        checking = 0
+        if self.parameters.get("max_error") is not None:
+            checking = sampled_error.working_bytes(*own, n_threads=n_threads)
         size = 0 if is_direct else own[0][0] * own[0][1] * own[0][2] * own[2][3] * 4
-        return size + WORKING_BYTES[self.method](*own, n_threads=n_threads, **self.parameters)
+        return size + checking + WORKING_BYTES[self.method](*own, n_threads=n_threads, **self.parameters)
 
 
 def _parts(node: Node, name: str, counts: tuple[int, int, int, int], is_masked: bool, causal: bool) -> list[_Part]:
@@ -125,7 +157,7 @@ def _parts(node: Node, name: str, counts: tuple[int, int, int, int], is_masked: 
     every = slice(0, counts[0], 1), slice(0, counts[1], 1)
     asked = [] if node.settings.attention is None else node.settings.attention(name, *counts)
     # what a method cannot mask is computed exactly
-    if not asked or is_masked or (causal and any(method not in CAUSAL for _, method, _ in asked)):
+    if not asked or is_masked or (causal and any(not _is_causal(*how) for _, *how in asked)):
         return [_Part(*every, "exact", {})]
     group = counts[0] // max(1, counts[1])
     found = []
@@ -133,6 +165,11 @@ def _parts(node: Node, name: str, counts: tuple[int, int, int, int], is_masked: 
         heads = own if group == 1 else slice(own.start * group, own.stop * group, 1)
         found.append(_Part(heads, own, method, parameters))
     return found
+
+
+def _is_causal(method: str, parameters: dict) -> bool:
+    """Whether a method can be causal; the estimate of its error, which a limit needs, cannot."""
+    return method in CAUSAL and parameters.get("max_error") is None
 
 
 def split_heads(x: Spec, heads: int | None) -> tuple[int, ...]:

@@ -1,0 +1,185 @@
+"""Predicted times and what is chosen by them. No test here depends on how fast this machine is."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+import pyclattn
+from pyclattn import _dispatch
+from pyclattn.errors import ArgumentError
+from pyclattn.functional import auto, costs
+from pyclattn.functional.auto import auto_attention
+from pyclattn.functional.costs import predict
+
+# Of a machine that never was: seconds by kind of work.
+RATES = {
+    "exact": (1e-4, 1e-11, 2e-10),
+    "improved-clustered": (2e-3, 1e-12, 5e-10, 1e-11, 7e-11),
+    "coclustered": (7e-3, 1e-9, 1e-9, 1e-9, 4e-9, 1e-12, 1e-11, 1.5e-11),
+}
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Rates without measuring."""
+    monkeypatch.setattr(costs, "rates", lambda n_threads: RATES)
+
+
+@pytest.fixture
+def measuring(monkeypatch, tmp_path):
+    """An empty cache, and a count of what is measured."""
+    monkeypatch.setenv("PYCLATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(costs, "_known", {})
+    seen = []
+
+    def fitted(method, n_threads):
+        seen.append((method, n_threads))
+        return RATES[method]
+
+    monkeypatch.setattr(costs, "_fitted", fitted)
+    return seen
+
+
+def rows(length, n_heads=2, batch=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((batch, n_heads, length, 16), dtype=np.float32)
+
+
+def test_time_grows_with_the_work(known):
+    for method in costs.METHODS:
+        one = predict(method, [2000], [2000], 2, 64, 64, 2)
+        assert predict(method, [4000], [4000], 2, 64, 64, 2) > one
+        assert predict(method, [2000], [2000], 4, 64, 64, 2) > one
+        assert predict(method, [2000], [2000], 2, 96, 96, 2) > one
+        assert predict(method, [2000, 2000], [2000, 2000], 2, 64, 64, 2) > one
+    assert predict("exact", [2000], [2000], 2, 64, 64, 2) == pytest.approx(1e-4 + 8e6 * (128e-11 + 2e-10))
+
+
+def test_an_unknown_method(known):
+    with pytest.raises(ArgumentError, match="method must be one of 'exact', 'improved-clustered', 'coclustered', got"):
+        predict("sparse", [10], [10], 1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "expected"),
+    [
+        ([500], {}, "exact"),
+        ([1024], {}, "exact"),
+        ([20_000], {}, "coclustered"),
+        ([20_000], {"n_exact": 10_000}, "exact"),
+        ([20_000, 3], {}, "coclustered"),
+        ([], {}, "exact"),
+    ],
+)
+def test_the_faster_is_taken(known, lengths, options, expected):
+    assert costs.faster(lengths, lengths, 6, 64, 64, 2, **options) == expected
+
+
+def test_short_sequences_need_no_rates(monkeypatch):
+    monkeypatch.setattr(costs, "rates", lambda n_threads: pytest.fail("measured"))
+    assert costs.faster([1023], [5000], 6, 64, 64, 2) == "exact"
+    assert auto.method_for(rows(300), rows(300), rows(300)) == "exact"
+
+
+def test_rates_are_measured_once_and_kept(measuring, monkeypatch):
+    assert costs.rates(3) == RATES
+    assert costs.rates(3) == RATES
+    assert measuring == [(method, 3) for method in costs.METHODS]
+    monkeypatch.setattr(costs, "_known", {})  # another process
+    assert costs.rates(3) == RATES
+    assert len(measuring) == 3
+    costs.rates(2)  # other threads, other rates
+    assert len(measuring) == 6
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", json.dumps({**RATES, "exact": [1, 2]}), json.dumps({**RATES, "exact": [1, 2, -3]}),
+     json.dumps({**RATES, "exact": [1, "x", 3]}), '{"exact": [NaN, 1, 1]}', json.dumps({**RATES, "exact": [0, 0, 0]})],
+)  # fmt: skip
+def test_a_file_that_is_no_good_is_measured_again(measuring, text):
+    path = costs._file(3)
+    path.parent.mkdir()
+    path.write_text(text)
+    assert costs.rates(3) == RATES
+    assert len(measuring) == 3
+    assert json.loads(path.read_text()) == {method: list(own) for method, own in RATES.items()}
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(measuring, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PYCLATTN_CACHE", str(tmp_path / "file"))
+    assert costs.rates(3) == RATES
+    assert len(measuring) == 3
+
+
+def test_many_callers_measure_once(measuring):
+    gate, found = threading.Barrier(6), []
+
+    def ask():
+        gate.wait()
+        found.append(costs.rates(3))
+
+    callers = [threading.Thread(target=ask) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == [RATES] * 6
+    assert len(measuring) == 3
+
+
+def test_no_rates_without_compiled_kernels(measuring):
+    with _dispatch.forced("reference"):
+        assert costs.rates(3) is None
+        assert costs.faster([50_000], [50_000], 1, 64, 64, 3) == "exact"
+        with pytest.raises(ArgumentError, match="times are not predicted where compiled kernels are missing"):
+            predict("exact", [10], [10], 1, 8, 8, 3)
+    assert not measuring
+
+
+def test_rates_are_fitted_to_the_times(monkeypatch):
+    times = [(n, h, d, {}, predict_exact(n, h, d)) for n, h, d, _ in costs.RUNS["exact"]]
+    monkeypatch.setattr(costs, "_timed", lambda method, n_threads: iter(times))
+    np.testing.assert_allclose(costs._fitted("exact", 2), RATES["exact"], rtol=1e-6)
+
+
+def predict_exact(n, h, d):
+    counts = costs.COUNTS["exact"](n, n, h, d, d, 2)
+    return RATES["exact"][0] + sum(rate * count for rate, count in zip(RATES["exact"][1:], counts))
+
+
+@pytest.mark.parametrize("method", ["exact", "coclustered"])
+def test_auto_is_the_method_it_takes(monkeypatch, method):
+    monkeypatch.setattr(costs, "faster", lambda *args, **kwargs: method)
+    q, k, v = (rows(1500, batch=2, seed=i) for i in range(3))
+    mask = np.zeros((2, 1500), bool)
+    mask[1, 1200:] = True
+    bias = np.random.default_rng(3).standard_normal((2, 1500)).astype(np.float32)
+    given = {"key_padding_mask": mask, "query_padding_mask": mask, "key_bias": bias}
+    out, errors = auto_attention(q, k, v, n_exact=40, max_error=1e9, return_error=True, **given)
+    if method == "coclustered":
+        expected = pyclattn.coclustered_attention(q, k, v, n_exact=40, **given)
+        assert (errors > 0).all()
+    else:
+        expected = pyclattn.scaled_dot_product_attention(q, k, v, key_padding_mask=mask, attn_mask=bias[:, None, None])
+        expected[1, :, 1200:] = 0
+        assert (errors == 0).all()
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_auto_counts_the_tokens_that_are_there(monkeypatch):
+    seen = []
+    monkeypatch.setattr(costs, "faster", lambda *args, **kwargs: seen.append(args[:2]) or "exact")
+    x = rows(2000, batch=2)
+    mask = np.arange(2000) >= np.array([[1500], [2000]])
+    auto_attention(x, x, x, key_padding_mask=mask)
+    auto_attention(x[0], x[0], x[0], offsets=[0, 300, 2000])
+    assert seen == [([2000, 2000], [1500, 2000]), ([300, 1700], [300, 1700])]
+
+
+def test_auto_says_what_is_wrong():
+    with pytest.raises(ArgumentError, match="query must have rank 4"):
+        auto_attention(np.zeros((2, 2), np.float32), rows(9), rows(9))
