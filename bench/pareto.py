@@ -128,6 +128,7 @@ def run(contests: Sequence[Contest], path: Path, content: dict, rounds: int, n_t
         for contest in contests:
             progress.set_description(contest.name)
             result = ask("measure", contest, progress, "--threads", n_threads, "--rounds", rounds)
+            progress.update((rounds - result["rounds"]) * len(contest.layers))
             if contest.is_synthetic:
                 budget = next((e for name, e, _ in SPEED_BARS if name == contest.name), BUDGETS[0])
                 _, settings = uniform_at(result, OURS, budget)
@@ -145,7 +146,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", action="append", choices=names, help="measure these anew (default: what is missing)")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--quick", action="store_true", help="the shortest length of each task, one round, not judged")
-    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="at most; fewer where they are long (%(default)s)")
     parser.add_argument("--threads", type=int, default=min(2, _threads.available_cpus()), help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="where results are kept (default: out/pareto.json)")
     parser.add_argument("--picture", type=Path, default=Path("out/pareto.png"), help="(%(default)s)")

@@ -57,8 +57,11 @@ SMYRF = ((96, 2), (96, 8), (384, 4), (768, 8))
 N_BLOCKS = (4, 16, 64)
 # Tokens of a call before the clock runs: it loads code and starts threads.
 WARM = 2048
-# Exact attention that takes longer than this is timed once: it varies least of all.
-LONG = 10.0
+# Exact attention that takes longer than this is timed once: it varies least of all. Nor is a method repeated that takes
+# more than this share of exact's time: nobody would choose it.
+LONG, SLOW = 4.0, 0.5
+# Seconds after which a case begins no further round.
+ENOUGH = 60.0
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class Measurement:
         for curve in dict.fromkeys(curve for curve, _, _ in self.points):
             own = [n for n in numbers if self.points[n][0] == curve]
             kept = on_frontier([self._median(n, layer) for n in own], [self.errors[n, layer] for n in own])
-            due += [n for n, keep in zip(own, kept) if keep]
+            due += [n for n, keep in zip(own, kept) if keep and self._median(n, layer) < SLOW * self.exact[layer][0]]
         return due
 
     def _median(self, number: int, layer: str) -> float:
@@ -230,7 +233,7 @@ class Measurement:
 
 
 def measure(contest: Contest, n_threads: int, rounds: int, note: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """All methods on all layers; medians of rounds."""
+    """All methods on all layers; medians of at most so many rounds."""
     measurement = Measurement(contest.load(), list(ladder(contest)), n_threads)
     measurement.warm()
     others = Others()

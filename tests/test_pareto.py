@@ -58,6 +58,7 @@ def test_a_small_case_is_measured(monkeypatch):
     monkeypatch.setattr(pareto_case, "N_CLUSTERS", (20,))
     monkeypatch.setattr(pareto_case, "PAIRS", ((20, 32), (20, 2100)))
     monkeypatch.setattr(pareto_case, "FOR_GROUPS", (((1, 0.5),), (32, 128), (0, 1)))
+    monkeypatch.setattr(pareto_case, "SLOW", 1e9)
     monkeypatch.setattr(pareto_case, "SMYRF", ((64, 2), (2100, 1)))
     points = [point for point in ladder(contest) if point[2].get("clustering") != "kmeans"]
     measurement = Measurement(contest.load(), points, 1)
