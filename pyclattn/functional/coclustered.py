@@ -196,6 +196,7 @@ def _attend(
                         members, heads, q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, grouping, factor,
                         out[:, heads], n_threads,
                     )  # fmt: skip
+                del grouping  # before there is a next one
 
 
 def _rounds(

@@ -25,7 +25,7 @@ N_SAMPLES = 64
 N_KEYS = 32
 # Chances are a tenth even and else by the sixth power of the spread. On keypoint matching, where ten queries may carry
 # all of the error, the fourth power misses it half as often again; on images and genes powers from 2 to 6 are alike.
-EVEN, POWER = 0.1, 3
+EVEN = 0.1
 # Queries projected at a time: 4096 x 64 float32 are 1 MB.
 CHUNK = 4096
 # Estimates that a message names.
@@ -144,7 +144,9 @@ def _squares(out: Float32, rows: Int64, n_threads: int) -> Float64:
 
     def add(head: int) -> None:
         for first in range(0, len(rows), CHUNK):
-            part = out[head, rows[first : first + CHUNK]]
+            own = rows[first : first + CHUNK]
+            is_run = own[-1] - own[0] == len(own) - 1  # rows ascend
+            part = out[head, own[0] : own[-1] + 1] if is_run else out[head, own]
             sums[head] += np.einsum("ne,ne->n", part, part).sum(dtype=np.float64)
 
     each(len(out), add, n_threads)
@@ -207,7 +209,8 @@ def inclusion(spreads: Float64, n: int) -> Float64:
     largest = spreads.max()
     if not 0 < largest < math.inf:  # so too for NaN
         return np.full(len(spreads), n / len(spreads))
-    weights = (spreads / largest) ** POWER
+    weights = spreads / largest
+    weights = weights * weights * weights
     weights = EVEN + (1 - EVEN) / weights.mean() * weights
     top = np.sort(np.partition(weights, -n)[-n:])[::-1]
     rest = weights.sum() - np.cumsum(top) + top  # without the rows above
