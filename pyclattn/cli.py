@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -185,7 +186,11 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     before = None if arguments.merge is None else Plan.of(Plan.load(arguments.merge), model=model.fingerprint)
     names = [v.name for v in model.program.inputs]
     samples = [read_inputs([path], names) for path in arguments.samples]
-    plan = calibrate(model, samples, arguments.max_error, state=arguments.state, report=arguments.report)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        plan = calibrate(model, samples, arguments.max_error, state=arguments.state, report=arguments.report)
+    for warning in said:
+        print(f"pyclattn: {warning.message}", file=sys.stderr)
     plan = plan if before is None else before.merge(plan)
     plan.save(arguments.output)
     if arguments.embed:

@@ -73,6 +73,7 @@ def errors(path: Path, classes: Mapping[str, tuple[Sequence[Record], LengthClass
         speed = f"{chosen.speedup:.1f}x" if chosen.error else "exact"
         axis.set_title(f"{names[name]}: {speed}", fontsize=10)
         axis.set_yscale("log")
+        axis.set_xlim(0, 1.25)
         axis.grid(alpha=0.2)
     for axis in axes.flat[len(classes) :]:
         axis.set_axis_off()
@@ -81,7 +82,7 @@ def errors(path: Path, classes: Mapping[str, tuple[Sequence[Record], LengthClass
     handles = {}
     for axis in axes.flat:
         handles.update({label: h for h, label in zip(*axis.get_legend_handles_labels())})
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     _save(figure, path)
 
 
@@ -90,18 +91,18 @@ def whole(path: Path, rows: Sequence[Mapping[str, float]], target: float) -> Non
     figure, axis = pyplot().subplots(figsize=(5.6, 3.8), layout="constrained")
     known = [row for row in rows if row["target"] > 0]
     axis.plot([r["seconds"] for r in known], [max(r["error"], 1e-7) for r in known], "o-", color="#2a78b5")
-    for row in known:
+    for i, row in enumerate(known):
         weight = "bold" if row["target"] == target else "normal"
         axis.annotate(
-            f"max_error {row['target']:g}", (row["seconds"], max(row["error"], 1e-7)), xytext=(7, 5),
-            textcoords="offset points", fontsize=9, weight=weight,
+            f"max_error {row['target']:g}", (row["seconds"], max(row["error"], 1e-7)), xytext=(-9, -3 if i % 2 else 3),
+            ha="right", textcoords="offset points", fontsize=9, weight=weight,
         )  # fmt: skip
     exact = next(row for row in rows if row["target"] == 0)
     axis.axvline(exact["seconds"], color="black", lw=0.8, ls=":")
-    axis.annotate("exact", (exact["seconds"], 0.97), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-                  textcoords="offset points", ha="right", va="top", fontsize=9)  # fmt: skip
+    axis.annotate("exact", (exact["seconds"], 0.03), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+                  textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
     axis.set_yscale("log")
-    axis.set_xlim(0, 1.15 * exact["seconds"])
+    axis.set_xlim(0, 1.1 * max(row["seconds"] for row in rows))
     axis.set_xlabel("seconds of a run")
     axis.set_ylabel("relative error of the outputs")
     axis.grid(alpha=0.2)

@@ -84,9 +84,12 @@ def test_padded_rows_do_not_count():
     model = Model(Program([x, mask], [y], [op]), n_threads=2)
     rows = models.sample(1200, heads=2)["x"].reshape(1, 1200, 2, 16)
     padding = np.arange(1200)[None] >= 1100
-    rows[padding] = 1e6
+    rows[padding] = 3 * np.random.default_rng(0).standard_normal((100, 2, 16))  # in no cluster
     (found,) = errors_of(model, Plan.of("coclustered"), [{"x": rows, "mask": padding}])
-    assert 0 < found["error"] < 0.1
+    x, kept = np.ascontiguousarray(rows.swapaxes(1, 2)), slice(0, 1100)
+    near = pyclattn.coclustered_attention(x, x, x, key_padding_mask=padding)[:, :, kept]
+    exact = pyclattn.scaled_dot_product_attention(x, x, x, key_padding_mask=padding)[:, :, kept]
+    assert found["error"] == pytest.approx(np.linalg.norm(near - exact) / np.linalg.norm(exact), rel=1e-3)
     assert squares(np.ones((1, 2, 4, 3)), 2, np.array([[True, False, False, True]])) == [6, 6]
     assert squares(np.ones((1, 4, 2, 3)), 2) == [12, 12]
 
@@ -276,7 +279,7 @@ def test_all_heads_together_where_they_err_alike():
     option = solve(records, 0.02)
     assert len(option.choices) == 1
     assert option.choices[0].method == "coclustered"
-    assert option.expected <= 0.02
+    assert max(option.errors) < option.expected <= 0.02
     assert option.share < 0.5
 
 
@@ -340,7 +343,9 @@ def test_the_command_line(files, capsys, steady):
     assert main(given) == 0
     assert main(["calibrate", model, two, "-o", plan, "--merge", plan, "--embed", whole, "--report", report]) == 0
     out = capsys.readouterr()
-    assert out.err == ""  # no bar without a terminal
+    lines = out.err.splitlines()  # no bar without a terminal
+    assert len(lines) == 2
+    assert all(line.startswith("pyclattn: all samples have") for line in lines)
     assert "1025" in out.out
     known = Plan.load(plan).calibrated["first"]
     assert [c.shortest for c in known.classes] == [1025, 1600]
