@@ -151,6 +151,13 @@ def test_auto_is_measured_when_loaded_and_not_in_a_run(monkeypatch, method):
     assert asked == [2]
 
 
+def test_auto_asks_nothing_about_a_short_input(monkeypatch):
+    monkeypatch.setattr(costs, "rates", lambda n_threads: None)
+    monkeypatch.setattr(costs, "faster", lambda *args, **kwargs: pytest.fail("asked"))
+    model, x = Model(program(), attention="auto"), tokens(500)
+    np.testing.assert_array_equal(model(x=x)["y"], Model(program())(x=x)["y"])
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -162,6 +162,8 @@ def _parts(node: Node, name: str, counts: tuple[int, int, int, int], is_masked: 
     group = counts[0] // max(1, counts[1])
     found = []
     for own, method, parameters in asked:
+        if method == "auto" and min(counts[2:]) < coclustered.SHORTEST:  # known now: the run need not ask
+            method, parameters = "exact", {}
         heads = own if group == 1 else slice(own.start * group, own.stop * group, 1)
         found.append(_Part(heads, own, method, parameters))
     return found
