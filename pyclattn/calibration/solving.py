@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from pyclattn.calibration.ladder import FAMILIES, RIVAL, Family, levels
 from pyclattn.calibration.records import Probe, Record
@@ -16,10 +17,12 @@ from pyclattn.plan.classes import progressions
 # Lengths of one class differ by at most this factor: errors at equal settings change little with the length.
 RATIO = 1.5
 # How the logarithms of errors on inputs spread about their mean, where few samples say: the prior standard deviation
-# and the samples it counts for; and how many deviations above the mean an unseen input is taken to lie.
-SPREAD, PRIOR, DEVIATIONS = 0.12, 3, 1.7
+# (0.2 to 0.4 was measured between photographs) and the degrees of freedom it counts for.
+SPREAD, PRIOR = 0.2, 3
+# The share of unseen inputs that are to stay within the bound, were errors log-normal.
+CONFIDENCE = 0.95
 # Settings are searched for this share of the target, so that what was measured reaches beyond what spread takes off.
-SEARCHED = 0.75
+SEARCHED = 0.6
 # Above the levels a sample was measured at its errors are taken to fall as level ** -SLOPE: measured were 0.45 to 0.9.
 SLOPE = 0.3
 # Heads of a choice that lie in several slices share no threshold: measured 8 to 12 % more error.
@@ -44,22 +47,23 @@ class Option:
 
 
 def expected_error(errors) -> Any:
-    """What errors on samples (last axis) let expect of inputs unseen: the largest, or a spread above their mean.
+    """What errors on samples (last axis) let expect of inputs unseen: their prediction limit, or the largest.
 
     Examples
     --------
     >>> round(float(expected_error([0.01, 0.01, 0.01, 0.01])), 4)
-    0.0116
+    0.0136
     >>> round(float(expected_error([0.01, 0.02])), 4)
-    0.0222
+    0.031
     """
     errors = np.asarray(errors, np.float64)
     with np.errstate(invalid="ignore"):
         logs = np.log(np.maximum(errors, 1e-12))
         means = logs.mean(axis=-1)
         squares = ((logs - means[..., None]) ** 2).sum(axis=-1)
-        spread = np.sqrt((PRIOR * SPREAD**2 + squares) / (PRIOR + errors.shape[-1] - 1))
-        found = np.maximum(np.exp(means + DEVIATIONS * spread), errors.max(axis=-1))
+        n, freedom = errors.shape[-1], PRIOR + errors.shape[-1] - 1
+        spread = np.sqrt((PRIOR * SPREAD**2 + squares) / freedom * (1 + 1 / n))
+        found = np.maximum(np.exp(means + stdtrit(freedom, CONFIDENCE) * spread), errors.max(axis=-1))
     return np.where(np.isfinite(found), found, np.inf)
 
 
