@@ -94,15 +94,16 @@ def whole(path: Path, rows: Sequence[Mapping[str, float]], target: float) -> Non
     for i, row in enumerate(known):
         weight = "bold" if row["target"] == target else "normal"
         axis.annotate(
-            f"max_error {row['target']:g}", (row["seconds"], max(row["error"], 1e-7)), xytext=(-9, -3 if i % 2 else 3),
-            ha="right", textcoords="offset points", fontsize=9, weight=weight,
+            f"max_error {row['target']:g}", (row["seconds"], max(row["error"], 1e-7)), xytext=(8, (-9, 0, 0, 9)[i % 4]),
+            va="center", textcoords="offset points", fontsize=9, weight=weight,
         )  # fmt: skip
     exact = next(row for row in rows if row["target"] == 0)
     axis.axvline(exact["seconds"], color="black", lw=0.8, ls=":")
-    axis.annotate("exact", (exact["seconds"], 0.03), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+    axis.annotate("exact", (exact["seconds"], 0.5), xycoords=("data", "axes fraction"), xytext=(-4, 0),
                   textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
     axis.set_yscale("log")
-    axis.set_xlim(0, 1.1 * max(row["seconds"] for row in rows))
+    axis.margins(y=0.12)
+    axis.set_xlim(0, 1.3 * max(row["seconds"] for row in rows))
     axis.set_xlabel("seconds of a run")
     axis.set_ylabel("relative error of the outputs")
     axis.grid(alpha=0.2)

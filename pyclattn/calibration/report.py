@@ -119,12 +119,15 @@ def output_error(exact: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray
 
 
 def _timed(model: Model, plan: Plan, feed: Mapping) -> tuple[dict[str, np.ndarray], dict[str, float], float]:
-    """Outputs, seconds by kind of operator, and of the run; the second run, since the first plans and compiles."""
+    """Outputs, seconds by kind of operator, and of the run: the faster of two after a first, which plans."""
     runner = Model(model.program, attention=plan, n_threads=model.n_threads, max_memory=model.max_memory)
     runner(**feed)
-    start = perf_counter()
-    outputs, events = runner.profile(feed)
-    seconds = perf_counter() - start
+    seconds = np.inf
+    for _ in range(2):
+        start = perf_counter()
+        found, new = runner.profile(feed)
+        if (taken := perf_counter() - start) < seconds:
+            outputs, events, seconds = found, new, taken
     kinds: Counter = Counter()
     for op, begin, end in events:
         kinds[op.kind] += (end - begin) / 1e9
