@@ -113,7 +113,7 @@ def calibrate(
         plan = _plan(model, _records(known, feeds), target)
         if metric is None or _holds(model, plan, feeds, exacts, metric, max_metric):
             break
-        target *= TIGHTER
+        target = TIGHTER * min(target, _expected(plan) or target)
     else:
         warnings.warn(f"no plan keeps the metric within {max_metric}: the plan is exact", stacklevel=2)
         plan = Plan(model=model.fingerprint, max_error=max_error)
@@ -202,6 +202,11 @@ def _records(state: State, feeds: list[dict]) -> dict[str, list[Record]]:
 def _plan(model: Model, records: dict[str, list[Record]], target: float) -> Plan:
     calibrated = {name: solve_attention(own, target) for name, own in records.items()}
     return Plan(calibrated=calibrated, model=model.fingerprint, max_error=target)
+
+
+def _expected(plan: Plan) -> float:
+    """The largest error that the plan expects of any attention."""
+    return max((c.error or 0.0 for known in plan.calibrated.values() for c in known.classes), default=0.0)
 
 
 def _holds(model: Model, plan: Plan, feeds: list[dict], exacts: dict, metric: Metric, max_metric: float | None) -> bool:
