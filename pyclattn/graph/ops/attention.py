@@ -84,17 +84,19 @@ def _attention(node: Node) -> Kernel:
         # padded tokens are in no cluster, so that what others get does not depend on them
         padding = {"query_padding_mask": ins[4]} if is_self and "key_padding_mask" in masks else {}
         out = outs[0].transpose(out_order)  # either layout is its own inverse
+        calls = []
+        for part in parts:
+            more = {**given, **options, **(padding if part.method != "exact" else {})}
+            calls.append((part, {**more, "out": out[:, part.heads]} if is_direct else more))
 
         def run():
             start = perf_counter()
             query, key, value = (np.ascontiguousarray(a) if c else a for a, c in zip(arrays, copied))
-            for part in parts:
+            for part, more in calls:
                 own = query[:, part.heads], key[:, part.kv_heads], value[:, part.kv_heads]
-                more = {**given, **options, **(padding if part.method != "exact" else {})}
-                if is_direct:
-                    part.attend(name, own, {**more, "out": out[:, part.heads]})
-                else:
-                    out[:, part.heads] = part.attend(name, own, more)
+                found = part.attend(name, own, more)
+                if not is_direct:
+                    out[:, part.heads] = found
             if observe is not None:
                 seconds, methods = perf_counter() - start, tuple(part.method for part in parts)
                 observe(Observed(name, query, key, value, out, {**given, **options}, methods, seconds))
