@@ -19,7 +19,7 @@ from bench.measure import fma_peak, interleave
 from bench.rows import Row, heading, tally
 from pyclattn import _threads
 from pyclattn._ext import isa
-from pyclattn.functional.dense import bound_linear, pack_weight
+from pyclattn.functional.dense import pack_weight
 
 # The bar is on 512 rows and more; few rows are what a short input is made of.
 ROWS, BAR_FROM = (16, 128, 512, 1024, 4096), 512
@@ -64,7 +64,7 @@ def subjects(x: np.ndarray, weight: np.ndarray, n_threads: int) -> dict[str, tup
 
     packed, mine, plain = pack_weight(weight), new(), new()
     found: dict[str, tuple[Callable[[], object], np.ndarray]] = {
-        "pyclattn": (bound_linear(x, packed, out=mine, n_threads=n_threads), mine)
+        "pyclattn": (packed.bind(x, out=mine, n_threads=n_threads), mine)
     }
     if n_threads == _threads.available_cpus():
         found["numpy"] = partial(np.matmul, x, weight, plain), plain

@@ -7,7 +7,7 @@ import pytest
 
 from pyclattn import _dispatch
 from pyclattn.errors import ArgumentError, BackendError, DTypeError, ShapeError
-from pyclattn.functional.dense import ACTIVATIONS, bound_linear, linear, pack_weight
+from pyclattn.functional.dense import ACTIVATIONS, linear, pack_weight
 
 
 def case(n_rows=11, depth=9, width=50, seed=0):
@@ -72,10 +72,24 @@ def test_types_strides_and_given_output(room):
         assert not got.any()
 
 
+@pytest.mark.parametrize("activation", ["", "gelu"])
+def test_a_residual_is_added_last(room, activation):
+    x, weight, bias = case()
+    wide = np.random.default_rng(1).standard_normal((11, 70), dtype=np.float32)
+    residual = wide[:, 10:60]
+    want = naive.dense(x, weight, bias, activation) + residual
+    packed = pack_weight(weight)
+    got = linear(x, packed, bias, activation=activation, residual=residual)
+    compare.assert_close(got, want, compare.EXACT)
+    taken = residual.copy()
+    assert linear(x, packed, bias, activation=activation, residual=taken, out=taken) is taken
+    compare.assert_same_bits(taken, got)
+
+
 def test_a_bound_call_reads_what_the_arrays_hold_then():
     x, weight, bias = case()
     packed, out = pack_weight(weight), np.empty((11, 50), np.float32)
-    call = bound_linear(x, packed, bias, out=out)
+    call = packed.bind(x, bias, out=out)
     x *= 2
     bias += 1
     call()
@@ -89,6 +103,8 @@ def test_bad_calls():
         linear(x[:, :8], packed)
     with pytest.raises(ShapeError, match=r"bias must have shape \(50,\), got \(49,\)"):
         linear(x, packed, bias[1:])
+    with pytest.raises(ShapeError, match=r"residual must have shape \(11, 50\), got \(1, 50\)"):
+        linear(x, packed, residual=bias[None])
     with pytest.raises(ArgumentError, match=r"activation must be one of .* got 'mish'"):
         linear(x, packed, activation="mish")
     with pytest.raises(ShapeError, match="weight must have rank 2"):

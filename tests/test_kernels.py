@@ -487,6 +487,7 @@ def test_multiply(name, fast, n_rows, depth, width, activation):
     rows = rng.standard_normal((n_rows, depth + 3), dtype=np.float32)[:, :depth]
     weight = rng.standard_normal((depth, width), dtype=np.float32) * np.float32(4 / depth**0.5)
     bias = rng.standard_normal(width, dtype=np.float32) if activation else None
+    residual = rng.standard_normal((n_rows, width + 5), dtype=np.float32)[:, :width] if activation != "relu" else None
     with fast.forced():
         panels = pack_weight(weight).panels
     n_panels = len(panels)
@@ -495,7 +496,7 @@ def test_multiply(name, fast, n_rows, depth, width, activation):
 
     def make(new):
         out = new((n_rows, width + 2), np.float32, np.nan)[:, :width]
-        return (rows, panels, bias, activation, tasks, out), out
+        return (rows, panels, bias, activation, residual, tasks, out), out
 
     want, got = both(name, fast, make)
     assert np.isnan(got).any() == (len(tasks) < -(-n_rows // 20) * n_panels)

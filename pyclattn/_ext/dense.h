@@ -1,4 +1,4 @@
-/* What comes after a product of rows with a panel of columns: bias, activation, and the way out. */
+/* What comes after a product of rows with a panel of columns: bias, activation, residual, and the way out. */
 
 INL vf smaller(vf bound, vf x) { return -larger(-bound, -x); } /* where x is NaN it stays NaN */
 
@@ -36,32 +36,41 @@ INL vf activated(int kind, vf x) {
     }
 }
 
-INL void finish_rows(int kind, const vf *s, long n, long width, const float *bias, float *out, long stride) {
+INL void finish_part(int kind, const vf *s, const vf *shift, const float *residual, float *out, size_t bytes) {
+    vf x = activated(kind, *s + *shift);
+    if (residual) {
+        vf added = {0};
+        memcpy(&added, residual, bytes);
+        x += added;
+    }
+    memcpy(out, &x, bytes);
+}
+
+INL void finish_rows(int kind, const vf *s, long n, long width, const float *bias, const float *residual,
+                     long residual_stride, float *out, long stride) {
     vf shift[NV] = {{0}};
     if (bias) memcpy(shift, bias, width * sizeof(float));
     long whole = width / VL, rest = width % VL;
-    for (long r = 0; r < n; r++) {
-        for (long j = 0; j < whole; j++) {
-            vf x = activated(kind, s[r * NV + j] + shift[j]);
-            memcpy(out + r * stride + j * VL, &x, sizeof x);
-        }
-        if (rest) {
-            vf x = activated(kind, s[r * NV + whole] + shift[whole]);
-            memcpy(out + r * stride + whole * VL, &x, rest * sizeof(float));
-        }
+    for (long r = 0; r < n; r++, s += NV, out += stride, residual += residual ? residual_stride : 0) {
+        for (long j = 0; j < whole; j++)
+            finish_part(kind, s + j, shift + j, residual ? residual + j * VL : 0, out + j * VL, sizeof(vf));
+        if (rest)
+            finish_part(kind, s + whole, shift + whole, residual ? residual + whole * VL : 0, out + whole * VL,
+                        rest * sizeof(float));
     }
 }
 
-static void tile_finish(const float *s, long n, long width, const float *bias, int activation, float *out,
-                        long stride) {
-    const vf *sums = (const vf *)s;
+#define FINISH(kind) finish_rows(kind, (const vf *)s, n, width, bias, residual, residual_stride, out, stride)
+
+static void tile_finish(const float *s, long n, long width, const float *bias, int activation, const float *residual,
+                        long residual_stride, float *out, long stride) {
     switch (activation) {
-    case TILE_RELU: finish_rows(TILE_RELU, sums, n, width, bias, out, stride); break;
-    case TILE_GELU: finish_rows(TILE_GELU, sums, n, width, bias, out, stride); break;
-    case TILE_GELU_TANH: finish_rows(TILE_GELU_TANH, sums, n, width, bias, out, stride); break;
-    case TILE_QUICK_GELU: finish_rows(TILE_QUICK_GELU, sums, n, width, bias, out, stride); break;
-    case TILE_SILU: finish_rows(TILE_SILU, sums, n, width, bias, out, stride); break;
-    case TILE_SIGMOID: finish_rows(TILE_SIGMOID, sums, n, width, bias, out, stride); break;
-    default: finish_rows(TILE_NO_ACTIVATION, sums, n, width, bias, out, stride);
+    case TILE_RELU: FINISH(TILE_RELU); break;
+    case TILE_GELU: FINISH(TILE_GELU); break;
+    case TILE_GELU_TANH: FINISH(TILE_GELU_TANH); break;
+    case TILE_QUICK_GELU: FINISH(TILE_QUICK_GELU); break;
+    case TILE_SILU: FINISH(TILE_SILU); break;
+    case TILE_SIGMOID: FINISH(TILE_SIGMOID); break;
+    default: FINISH(TILE_NO_ACTIVATION);
     }
 }

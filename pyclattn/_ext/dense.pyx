@@ -17,22 +17,26 @@ cdef enum:
 
 def multiply(
     const float[:, :] rows, const float[:, :, ::1] panels, const float[::1] bias, str activation,
-    const int64_t[:, ::1] tasks, float[:, :] out, int64_t[::1] counter,
+    const float[:, :] residual, const int64_t[:, ::1] tasks, float[:, :] out, int64_t[::1] counter,
 ):
-    """out = activation(rows @ weight + bias) (see `pyclattn.reference.dense`)."""
+    """out = activation(rows @ weight + bias) + residual (see `pyclattn.reference.dense`)."""
     cdef:
         const tile_isa *isa = current()
         const float *shift = NULL
         const float *own_shift = NULL
+        const float *added = NULL
+        const float *own_added = NULL
         int kind = ACTIVATIONS.index(activation)
         long depth = rows.shape[1], width = out.shape[1], lanes = panels.shape[2]
-        long row_stride = rows.strides[0] // 4, out_stride = out.strides[0] // 4
+        long row_stride = rows.strides[0] // 4, out_stride = out.strides[0] // 4, added_stride = 0
         long task, panel, row, stop, n, columns
         float *s
         float *peaks
 
     if bias is not None:
         shift = &bias[0]
+    if residual is not None:
+        added, added_stride = &residual[0, 0], residual.strides[0] // 4
     if isa.lanes != lanes or (depth and <size_t>&panels[0, 0, 0] % 64):
         raise BackendError(f"the weight must be aligned and packed for {isa.name.decode()}, in panels of {isa.lanes} "
                            f"columns, got panels of {lanes}: pack it again")
@@ -55,6 +59,9 @@ def multiply(
                     n = min(BLOCK, stop - row)
                     isa.score(&rows[row, 0], row_stride, n, depth, &panels[panel, 0, 0],
                               (columns + isa.vector - 1) // isa.vector, s, peaks)
-                    isa.finish(s, n, columns, own_shift, kind, &out[row, panel * lanes], out_stride)
+                    if added != NULL:
+                        own_added = added + row * added_stride + panel * lanes
+                    isa.finish(s, n, columns, own_shift, kind, own_added, added_stride, &out[row, panel * lanes],
+                               out_stride)
                     row += n
     free(s)

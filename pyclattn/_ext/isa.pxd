@@ -37,7 +37,8 @@ cdef extern from "tile.h" nogil:
         void (*sign)(const float *, long, const float *, long, long, const float *, float, float, uint64_t *,
                      uint32_t *) noexcept nogil
         void (*nearest)(const float *, long, long, const float *, int32_t, float *, int32_t *) noexcept nogil
-        void (*finish)(const float *, long, long, const float *, int, float *, long) noexcept nogil
+        void (*finish)(const float *, long, long, const float *, int, const float *, long, float *,
+                       long) noexcept nogil
         void (*part)(float *, long, const float *, const float *, long, const float *, int32_t, tile_lists *, float *,
                      float *, float *) noexcept nogil
         void (*tail)(float *, const float *, long, long, const float *, const float *) noexcept nogil

@@ -77,8 +77,10 @@ typedef struct {
     /* running argmax over keys of s[k] - offsets[k], ties to the first; label counts from first */
     void (*nearest)(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
                     int32_t *labels);
-    /* a dense layer's way out: out[k][c] = activation(s[k][c] + bias[c]) for c < width; bias may be NULL */
-    void (*finish)(const float *s, long n, long width, const float *bias, int activation, float *out, long stride);
+    /* a dense layer's way out: out[k][c] = activation(s[k][c] + bias[c]) + residual[k][c] for c < width; bias and
+     * residual may be NULL, and residual may be out */
+    void (*finish)(const float *s, long n, long width, const float *bias, int activation, const float *residual,
+                   long residual_stride, float *out, long stride);
     /* what co-clustered attention needs (tails.h): keys parted into taken ones and the tail, which is summed as in
      * soften; the tail's mean row; the weights of its slopes */
     void (*part)(float *s, long n, const float *group_peaks, const float *key_scores, long vectors,

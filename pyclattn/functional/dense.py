@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from pyclattn import _threads
-from pyclattn._dispatch import bind, launch, panel_lanes, room_of
-from pyclattn.arrays import Float32, Given, Int64
-from pyclattn.errors import ShapeError
+from pyclattn import _dispatch
+from pyclattn.arrays import Float32, Given
 from pyclattn.functional import _check
+from pyclattn.functional._product import ACTIVATIONS, Packed, checked, cut
 
-# What `linear` can do with the sums before it writes them.
-ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
-# Below this many multiply-adds (about 0.2 ms) waking another thread costs more than it saves: about 50 us, and as much
-# again where its CPU had gone to sleep. With few rows a product waits for its weight, as long as for two rows more.
-SMALL, WAITING_ROWS = 12_000_000, 2
+__all__ = ["ACTIVATIONS", "Packed", "PackedWeight", "is_fast", "linear", "pack_weight"]
+
 # Rows and panels of one task: 256 rows of 384 to 3,072 are 0.4 to 3 MB, read again from L2 or L3 for each panel.
 ROWS, PANELS = 256, 4
-TASKS_PER_THREAD = 4
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,31 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Bytes of the panels."""
         return self.panels.nbytes
+
+    def bind(
+        self,
+        x: Given,
+        bias: Given = None,
+        *,
+        activation: str = "",
+        residual: Given = None,
+        n_threads: int | None = None,
+        out: Given = None,
+    ) -> Callable[[], Float32]:
+        """`linear` as a call without arguments, all checks done; see `Packed.bind`."""
+        product = checked(x, self.shape, bias, activation, residual, n_threads, out)
+        result = product.out
+        if not product.n_threads:
+            return lambda: result
+        tasks = cut(len(result), len(self.panels), product.n_threads, ROWS, PANELS)
+        arguments = product.rows, self.panels, product.bias, activation, product.residual, tasks, result
+        call = _dispatch.bind("dense.multiply", product.n_threads, *arguments)
+
+        def run() -> Float32:
+            call()
+            return result
+
+        return run
 
 
 def pack_weight(weight: Given) -> PackedWeight:
@@ -93,7 +112,7 @@ def pack_weight(weight: Given) -> PackedWeight:
 
 def packed_shape(depth: int, width: int) -> tuple[int, int, int]:
     """The shape of a weight's panels."""
-    lanes = panel_lanes()
+    lanes = _dispatch.panel_lanes()
     return -(-width // lanes), depth, lanes
 
 
@@ -107,23 +126,26 @@ def _aligned(shape: tuple[int, ...]) -> Float32:
 
 def linear(
     x: Given,
-    weight: PackedWeight,
+    weight: Packed,
     bias: Given = None,
     *,
     activation: str = "",
+    residual: Given = None,
     n_threads: int | None = None,
     out: Given = None,
 ) -> Float32:
-    """A dense layer, ``activation(x @ weight + bias)``.
+    """A dense layer, ``activation(x @ weight + bias) + residual``.
 
     Parameters
     ----------
     x : array (rows, depth)
         float32; float16 and float64 are converted.
-    weight : PackedWeight
+    weight : PackedWeight, or another `Packed`
     bias : float array (width,), optional
     activation : str
         "", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu" or "sigmoid".
+    residual : float array (rows, width), optional
+        Added last. May be ``out`` itself.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     out : float32 array (rows, width), optional
@@ -144,68 +166,13 @@ def linear(
     >>> import numpy as np
     >>> from pyclattn.functional.dense import linear, pack_weight
     >>> weight = pack_weight(np.eye(3, 2, dtype=np.float32))
-    >>> linear(np.array([[1, -2, 3]], np.float32), weight, np.zeros(2, np.float32), activation="relu").tolist()
-    [[1.0, 0.0]]
+    >>> x, shift = np.array([[1, -2, 3]], np.float32), np.zeros(2, np.float32)
+    >>> linear(x, weight, shift, activation="relu", residual=np.ones((1, 2), np.float32)).tolist()
+    [[2.0, 1.0]]
     """
-    n_threads, arguments = _checked(x, weight, bias, activation, n_threads, out)
-    if n_threads:
-        launch("dense.multiply", n_threads, *arguments)
-    return arguments[-1]
-
-
-def bound_linear(
-    x: Given,
-    weight: PackedWeight,
-    bias: Given = None,
-    *,
-    activation: str = "",
-    n_threads: int | None = None,
-    out: Given = None,
-) -> Callable[[], None]:
-    """`linear` as a call without arguments, all checks done: for arrays that stay where they are and change content."""
-    n_threads, arguments = _checked(x, weight, bias, activation, n_threads, out)
-    return bind("dense.multiply", n_threads, *arguments) if n_threads else _nothing
+    return weight.bind(x, bias, activation=activation, residual=residual, n_threads=n_threads, out=out)()
 
 
 def is_fast() -> bool:
     """Whether dense layers run compiled; the reference is slower than BLAS."""
-    return room_of("dense.multiply") != "reference"
-
-
-def _nothing() -> None:
-    """The product of nothing."""
-
-
-def _checked(x, weight, bias, activation, n_threads, out) -> tuple[int, tuple]:
-    """(threads, the kernel's arguments); no threads where there is nothing to do."""
-    rows = _check.rows("x", x, 2)
-    depth, width = weight.shape
-    if rows.shape[1] != depth:
-        raise ShapeError(f"x must have rows of the weight's depth, {depth}, got shape {rows.shape}")
-    _check.one_of("activation", activation, ACTIVATIONS)
-    shift = None
-    if bias is not None:
-        shift = np.ascontiguousarray(_check.rows("bias", bias, 1))
-        if shift.shape != (width,):
-            raise ShapeError(f"bias must have shape ({width},), got {shift.shape}")
-    shape = (rows.shape[0], width)
-    result = np.empty(shape, np.float32) if out is None else _check.writable("out", out, shape)
-    threads = _threads.resolve(n_threads)
-    if result.size == 0:
-        return 0, (result,)
-    threads = threads if (shape[0] + WAITING_ROWS) * depth * width >= SMALL else 1
-    tasks = _cut(shape[0], weight.panels.shape[0], threads)
-    return threads, (rows, weight.panels, shift, activation, tasks, result)
-
-
-@lru_cache(maxsize=256)
-def _cut(n_rows: int, n_panels: int, n_threads: int) -> Int64:
-    """Tasks, enough of them for the threads to end together. No sum depends on the cut."""
-    rows, panels = ROWS, PANELS
-    while -(-n_rows // rows) * -(-n_panels // panels) < TASKS_PER_THREAD * n_threads and (panels > 1 or rows > 64):
-        if panels > 1:
-            panels //= 2
-        else:
-            rows //= 2
-    blocks = [(r, min(r + rows, n_rows)) for r in range(0, n_rows, rows)]
-    return np.array([(*b, p, min(p + panels, n_panels)) for b in blocks for p in range(0, n_panels, panels)], np.int64)
+    return _dispatch.room_of("dense.multiply") != "reference"

@@ -34,7 +34,7 @@ class Spec:
     strides : tuple of int, optional
         Bytes; None for C order without gaps.
     value : ndarray, optional
-    packed : PackedWeight, optional
+    packed : Packed, optional
         A constant in the order dense layers read it; ``value`` may then be dropped.
     """
 

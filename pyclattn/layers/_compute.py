@@ -12,7 +12,7 @@ import numpy as np
 
 from pyclattn.arrays import Float32
 from pyclattn.functional import dense
-from pyclattn.functional.dense import PackedWeight
+from pyclattn.functional.dense import Packed
 from pyclattn.graph import blocks
 from pyclattn.graph.ops import functions
 
@@ -22,7 +22,7 @@ ACTIVATIONS = tuple(name for name in functions.ACTIVATIONS if name)
 
 
 def multiply(
-    x: Float32, weight: PackedWeight, bias: Float32 | None, activation: str | None, out: Float32, n_threads: int
+    x: Float32, weight: Packed, bias: Float32 | None, activation: str | None, out: Float32, n_threads: int
 ) -> None:
     """``activation(x weight + bias)`` for x (rows, in) into out (rows, out)."""
     inner = activation if activation in dense.ACTIVATIONS else None

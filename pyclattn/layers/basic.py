@@ -10,7 +10,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Given
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
-from pyclattn.functional.dense import PackedWeight, pack_weight
+from pyclattn.functional.dense import Packed, pack_weight
 from pyclattn.graph.ops import norm
 from pyclattn.layers import _check, _compute
 
@@ -60,7 +60,7 @@ class Linear:
         return self.weight.shape[0]
 
     @cached_property
-    def packed(self) -> PackedWeight:
+    def packed(self) -> Packed:
         """The weight as products read it, packed at the first call and kept."""
         return pack_weight(self.weight.T)
 

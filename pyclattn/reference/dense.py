@@ -31,11 +31,12 @@ def multiply(
     panels: Float32,
     bias: Float32 | None,
     activation: str,
+    residual: Float32 | None,
     tasks: Int64,
     out: Float32,
     counter: Int64,
 ) -> None:
-    """out = activation(rows @ weight + bias).
+    """out = activation(rows @ weight + bias) + residual.
 
     The weight is cut into panels of columns, (n_panels, depth, lanes), zeros at the end; its first element lies at a
     multiple of 64 bytes. A task is [first row, last + 1, first panel, last + 1].
@@ -47,4 +48,5 @@ def multiply(
             product = rows[start:stop].astype(np.float64) @ panels[panel, :, : columns.stop - columns.start]
             if bias is not None:
                 product += bias[columns]
-            out[start:stop, columns] = ACTIVATIONS[activation](product)
+            result = ACTIVATIONS[activation](product)
+            out[start:stop, columns] = result if residual is None else result + residual[start:stop, columns]

@@ -10,7 +10,6 @@ import numpy as np
 from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ModelFormatError, ShapeError
 from pyclattn.functional.dense import ACTIVATIONS as TILE_ACTIVATIONS
-from pyclattn.functional.dense import bound_linear
 from pyclattn.graph import blocks
 from pyclattn.graph.ops import functions as f
 from pyclattn.graph.ops.registry import op
@@ -122,9 +121,7 @@ def _by_tile(x: Spec, weight: Spec, bias: Spec | None, activation: str, n_thread
     def bind(ins, outs, scratch):
         a, out = ins[0].reshape(m, k), outs[0].reshape(m, n)
         shift = None if bias is None else ins[2]
-        multiply = bound_linear(
-            a, weight.packed, shift if is_fused else None, activation=inner, n_threads=n_threads, out=out
-        )
+        multiply = weight.packed.bind(a, shift if is_fused else None, activation=inner, n_threads=n_threads, out=out)
         if is_fused and function is None:
             return multiply
 

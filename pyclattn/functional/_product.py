@@ -1,0 +1,120 @@
+"""What every packed weight can do, and what all products check: float32 here, int8 and bfloat16 in their own files.
+
+A packed weight is a `Packed`: callers know no more of it than that, so a new way to store a weight is one new class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from pyclattn import _threads
+from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.errors import ShapeError
+from pyclattn.functional import _check
+
+# What a product can do with its sums before it writes them.
+ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
+# Below this many multiply-adds (about 0.2 ms) waking another thread costs more than it saves: about 50 us, and as much
+# again where its CPU had gone to sleep. With few rows a product waits for its weight, as long as for two rows more.
+SMALL, WAITING_ROWS = 12_000_000, 2
+TASKS_PER_THREAD = 4
+LEAST_ROWS = 64
+
+
+class Packed(Protocol):
+    """A weight (depth, width) in the order its kernel reads it."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(depth, width)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps in memory."""
+
+    def bind(
+        self,
+        x: Given,
+        bias: Given = None,
+        *,
+        activation: str = "",
+        residual: Given = None,
+        n_threads: int | None = None,
+        out: Given = None,
+    ) -> Callable[[], Float32]:
+        """``activation(x @ weight + bias) + residual`` as a call that returns ``out``, all checks done.
+
+        The arrays stay where they are and may change content between calls. ``residual`` may be ``out`` itself.
+        """
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product's arguments, checked; ``n_threads`` is 0 where there is nothing to compute."""
+
+    rows: Float32
+    bias: Float32 | None
+    activation: str
+    residual: Float32 | None
+    out: Float32
+    n_threads: int
+
+
+def checked(
+    x: Given,
+    shape: tuple[int, int],
+    bias: Given,
+    activation: str,
+    residual: Given,
+    n_threads: int | None,
+    out: Given,
+) -> Product:
+    """The arguments of ``activation(x @ weight + bias) + residual``; ``shape`` is the weight's."""
+    rows = _check.rows("x", x, 2)
+    depth, width = shape
+    if rows.shape[1] != depth:
+        raise ShapeError(f"x must have rows of the weight's depth, {depth}, got shape {rows.shape}")
+    _check.one_of("activation", activation, ACTIVATIONS)
+    shift = None
+    if bias is not None:
+        shift = np.ascontiguousarray(_check.rows("bias", bias, 1))
+        if shift.shape != (width,):
+            raise ShapeError(f"bias must have shape ({width},), got {shift.shape}")
+    full = (rows.shape[0], width)
+    added = None
+    if residual is not None:
+        added = _check.rows("residual", residual, 2)
+        if added.shape != full:
+            raise ShapeError(f"residual must have shape {full}, got {added.shape}")
+    result = np.empty(full, np.float32) if out is None else _check.writable("out", out, full)
+    threads = _threads.resolve(n_threads)
+    if result.size == 0:
+        threads = 0
+    elif (full[0] + WAITING_ROWS) * depth * width < SMALL:
+        threads = 1
+    return Product(rows, shift, activation, added, result, threads)
+
+
+@lru_cache(maxsize=256)
+def cut(n_rows: int, n_panels: int, n_threads: int, rows: int, panels: int) -> Int64:
+    """Tasks of up to ``rows`` x ``panels``, enough of them for the threads to end together; no sum depends on the cut.
+
+    Returns
+    -------
+    int64 array (n_tasks, 4)
+        [first row, last + 1, first panel, last + 1].
+    """
+    while -(-n_rows // rows) * -(-n_panels // panels) < TASKS_PER_THREAD * n_threads:
+        if panels > 1:
+            panels //= 2
+        elif rows > LEAST_ROWS:
+            rows //= 2
+        else:
+            break
+    blocks = [(r, min(r + rows, n_rows)) for r in range(0, n_rows, rows)]
+    return np.array([(*b, p, min(p + panels, n_panels)) for b in blocks for p in range(0, n_panels, panels)], np.int64)
