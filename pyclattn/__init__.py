@@ -1,5 +1,6 @@
 """Clustered attention for NumPy: trained transformers over long input on a CPU, without a deep-learning framework."""
 
+from pyclattn.functional.cast import cast_attention
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
 from pyclattn.functional.clustering import Clusters, cluster_queries, hash_queries, kmeans
 from pyclattn.functional.coclustered import coclustered_attention
@@ -12,6 +13,7 @@ __all__ = [
     "Model",
     "Plan",
     "calibrate",
+    "cast_attention",
     "cluster_queries",
     "clustered_attention",
     "coclustered_attention",
