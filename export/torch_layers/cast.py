@@ -43,7 +43,8 @@ def cast_attention(
     Returns
     -------
     Tensor (B, H, N, E)
-        Gradients reach all five inputs; which tokens a cluster holds is a choice, through which none flow.
+        0 at padding. Gradients reach all five inputs; which tokens a cluster holds is a choice, through which none
+        flow.
     """
     weigh = {"softmax": _softmax, "laplace": _laplace}[attention]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -74,12 +75,13 @@ def cast_attention(
 
     of_member = of_own_cluster(of_key)
     summaries = (weigh(of_member, is_member[:, None])[..., None] * values).sum(3)
-    share = weigh(of_query, None)
+    share = weigh(of_query, is_member.any(-1)[:, None, None])  # an empty cluster has no summary
     # every token gets every summary; a member then trades its cluster's summary for attention within it
     own_share = of_own_cluster(share) * is_member[:, None]
     trade = (own_share[..., None] * (within - summaries[:, :, :, None])).flatten(2, 3)
     index = flat[:, None, :, None].expand(-1, heads, -1, trade.shape[-1])
-    return (share @ summaries).scatter_add(2, index, trade)
+    joined = (share @ summaries).scatter_add(2, index, trade)
+    return joined if key_padding_mask is None else joined.masked_fill(key_padding_mask[:, None, :, None], 0)
 
 
 def clusters(

@@ -5,7 +5,9 @@ Symbols: batch B, heads H, inputs N, centroids M, neighbours of a centroid K, fe
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -39,21 +41,25 @@ def centroid_attention(
     Tensor (B, H, M, E)
     """
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if neighbors is None:
+    near = None if neighbors is None else neighbors.clamp_min(0)
+    if near is None:
         logits = query @ key.transpose(-1, -2)
     else:
-        logits = (query[..., None, :] @ _gathered(key, neighbors).transpose(-1, -2))[..., 0, :]
-    if key_padding_mask is not None:
-        is_padded = key_padding_mask[:, None]
-        if neighbors is not None:
-            is_padded = key_padding_mask.gather(1, neighbors.flatten(1)).view_as(neighbors)
-        logits = logits.masked_fill(is_padded[:, None], -torch.inf)
-    if centroid_padding_mask is not None:
-        logits = logits.masked_fill(centroid_padding_mask[:, None, :, None], -torch.inf)
-    weights = _weights(logits, normalize, neighbors, key.shape[2])
-    if neighbors is None:
+        logits = (query[..., None, :] @ _gathered(key, near).transpose(-1, -2))[..., 0, :]
+    for is_absent in _absent(neighbors, key_padding_mask, centroid_padding_mask):
+        logits = logits.masked_fill(is_absent[:, None], -torch.inf)
+    weights = _weights(logits, normalize, near, key.shape[2])
+    if near is None:
         return weights @ value
-    return (weights[..., None, :] @ _gathered(value, neighbors))[..., 0, :]
+    return (weights[..., None, :] @ _gathered(value, near))[..., 0, :]
+
+
+def _absent(neighbors: Tensor | None, inputs: Tensor | None, centroids: Tensor | None) -> list[Tensor]:
+    """What keeps pairs (B, M, N or K) apart: no such neighbour, padding of either side."""
+    found = [] if neighbors is None else [neighbors < 0]
+    if inputs is not None:
+        found.append(inputs[:, None] if neighbors is None else _at(inputs, neighbors.clamp_min(0)))
+    return found if centroids is None else [*found, centroids[..., None]]
 
 
 def _weights(logits: Tensor, normalize: str, neighbors: Tensor | None, n_inputs: int) -> Tensor:
@@ -79,7 +85,7 @@ def _weights(logits: Tensor, normalize: str, neighbors: Tensor | None, n_inputs:
     return shares / torch.where(mass > 0, mass, 1)
 
 
-def _shares(logits: Tensor, highest, total) -> Tensor:
+def _shares(logits: Tensor, highest: Callable, total: Callable) -> Tensor:
     """A softmax over whatever `highest` and `total` go over; zeros where that holds no pair."""
     top = highest(logits.detach())
     weights = torch.exp(logits - torch.where(torch.isfinite(top), top, 0))
@@ -93,6 +99,33 @@ def _gathered(x: Tensor, neighbors: Tensor) -> Tensor:
     return x.gather(2, index).unflatten(2, tuple(neighbors.shape[1:]))
 
 
+def _at(x: Tensor, positions: Tensor) -> Tensor:
+    """(B, N) at (B, M, K)."""
+    return x.gather(1, positions.flatten(1)).view_as(positions)
+
+
+def _rows(x: Tensor, positions: Tensor) -> Tensor:
+    """(B, N, F) at (B, M)."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class Centroids(NamedTuple):
+    """Where centroids start: `pyclattn.layers.centroid.Centroids`, as tensors.
+
+    Attributes
+    ----------
+    tokens : Tensor (B, M, dim)
+    padding_mask : Tensor (B, M), optional
+    indices : Tensor (B, M), optional
+    neighbors : Tensor (B, M, K), optional
+    """
+
+    tokens: Tensor
+    padding_mask: Tensor | None = None
+    indices: Tensor | None = None
+    neighbors: Tensor | None = None
+
+
 class CentroidAttention(nn.Module):
     """The twin of `pyclattn.layers.CentroidAttention`: N tokens into M centroids.
 
@@ -102,9 +135,7 @@ class CentroidAttention(nn.Module):
         Width of the tokens.
     n_heads : int
         A divisor of ``dim``.
-    n_centroids : int
-        M.
-    init, normalize, n_steps, eps, n_neighbors, grid, has_class_token, seed, scale
+    n_centroids, init, normalize, n_steps, eps, n_neighbors, grid, has_class_token, seed, scale
         As of `pyclattn.layers.CentroidAttention`.
     bias : bool
         Whether the projections have one.
@@ -147,42 +178,59 @@ class CentroidAttention(nn.Module):
         x: Tensor,
         coordinates: Tensor | None = None,
         *,
-        centroids: Tensor | None = None,
+        start: Centroids | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Tokens (B, N, dim), their coordinates (B, N, axes) where ``init`` or neighbours need them, to (B, M, dim)."""
-        found, neighbors, missing = self.start(x, coordinates, centroids, key_padding_mask)
+        """Tokens (B, N, dim), with coordinates (B, N, P) where the start or neighbours need them, to (B, M, dim)."""
+        start = self.begin(x, coordinates, key_padding_mask=key_padding_mask) if start is None else start
+        found, absent = start.tokens, start.padding_mask
         key, value = self._heads(self.key_proj(x)), self._heads(self.value_proj(x))
         for _ in range(self.n_steps):
-            step = centroid_attention(
-                self._heads(self.query_proj(found)), key, value, normalize=self.normalize, neighbors=neighbors,
-                key_padding_mask=key_padding_mask, centroid_padding_mask=missing, scale=self.scale,
+            gathered = centroid_attention(
+                self._heads(self.query_proj(found)), key, value, normalize=self.normalize, neighbors=start.neighbors,
+                key_padding_mask=key_padding_mask, centroid_padding_mask=absent, scale=self.scale,
             )  # fmt: skip
-            found = found + self.eps * self.out_proj(step.transpose(1, 2).flatten(2))
-        return found if missing is None else found.masked_fill(missing[..., None], 0)
+            found = found + self.eps * self.out_proj(gathered.transpose(1, 2).flatten(2))
+        return found if absent is None else found.masked_fill(absent[..., None], 0)
 
-    def start(
-        self, x: Tensor, coordinates: Tensor | None, centroids: Tensor | None, key_padding_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Centroids (B, M, dim), their neighbours (B, M, K), and which of them there are no tokens for (B, M)."""
-        if self.init == "given":
-            return centroids, None, None
+    def begin(
+        self, x: Tensor, coordinates: Tensor | None = None, *, key_padding_mask: Tensor | None = None
+    ) -> Centroids:
+        """Where the centroids of these tokens start, with their padding mask for the layers that follow."""
+        first = int(self.has_class_token)
+        body, padding = x[:, first:], None if key_padding_mask is None else key_padding_mask[:, first:]
         if self.init == "mean_pool":
-            first = int(self.has_class_token)
-            pooled = points.mean_pool_tokens(x[:, first:], self.n_centroids, grid=self.grid)
-            return torch.cat([x[:, :first], pooled], 1), None, None
-        if self.init == "random":
-            order = torch.from_numpy(np.random.default_rng(self.seed).permutation(x.shape[1])).to(x.device)
-            index = order[: self.n_centroids].expand(len(x), -1)
+            tokens = points.mean_pool_tokens(body, self.n_centroids, grid=self.grid, key_padding_mask=padding)
+            start = Centroids(tokens, points.empty_pools(padding, self.n_centroids, self.grid))
+        elif self.init == "random":
+            start = self._at_tokens(
+                points.random_positions(body, self.n_centroids, self.seed, padding), body, coordinates, padding
+            )
         else:
-            index = points.farthest_point_sampling(coordinates, self.n_centroids, key_padding_mask)
-        missing = None if key_padding_mask is None else index < 0
-        index = index.clamp_min(0)
-        neighbors = None
+            found = points.farthest_point_sampling(coordinates, self.n_centroids, padding)
+            start = self._at_tokens(found, body, coordinates, padding)
+        return _with_class_token(start, x, key_padding_mask) if self.has_class_token else start
+
+    def _at_tokens(self, indices: Tensor, x: Tensor, coordinates: Tensor | None, padding: Tensor | None) -> Centroids:
+        """Centroids that start from single tokens."""
+        absent, at, neighbors = None if padding is None else indices < 0, indices.clamp_min(0), None
+        tokens = _rows(x, at)
         if self.n_neighbors is not None:
-            chosen = coordinates.gather(1, index[..., None].expand(-1, -1, coordinates.shape[-1]))
-            neighbors = points.nearest_neighbors(chosen, coordinates, self.n_neighbors, key_padding_mask)
-        return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])), neighbors, missing
+            neighbors = points.nearest_neighbors(_rows(coordinates, at), coordinates, self.n_neighbors, padding)
+        if absent is not None:
+            tokens = tokens.masked_fill(absent[..., None], 0)
+        return Centroids(tokens, absent, indices, neighbors)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+def _with_class_token(start: Centroids, x: Tensor, padding: Tensor | None) -> Centroids:
+    """Token 0 stands before the others."""
+    tokens, absent, indices = torch.cat([x[:, :1], start.tokens], 1), start.padding_mask, start.indices
+    if absent is not None and padding is not None:
+        absent = torch.cat([padding[:, :1], absent], 1)
+        tokens = tokens.masked_fill(absent[..., None], 0)
+    if indices is not None:
+        indices = torch.cat([torch.zeros_like(indices[:, :1]), torch.where(indices < 0, -1, indices + 1)], 1)
+    return Centroids(tokens, absent, indices)

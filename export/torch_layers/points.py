@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,20 +13,17 @@ PAIRS = 1 << 22
 
 
 @torch.no_grad()
-def farthest_point_sampling(points: Tensor, n_samples: int, key_padding_mask: Tensor | None = None) -> Tensor:
-    """Indices (B, M) of the first valid point (B, N, dim) and of those farthest from all chosen before; -1 beyond the
-    valid ones. Ties go to the lowest index."""
-    batch, n_points, _ = points.shape
-    distance = points.new_full((batch, n_points), torch.inf)
+def farthest_point_sampling(points: Tensor, n_centroids: int, key_padding_mask: Tensor | None = None) -> Tensor:
+    """As `pyclattn.farthest_point_sampling`: positions (B, M) among points (B, N, P), -1 where none is left."""
+    distance = torch.full_like(points[..., 0], torch.inf)
     if key_padding_mask is not None:
         distance = distance.masked_fill(key_padding_mask, -torch.inf)
-    rows, found = torch.arange(batch, device=points.device), []
-    for _ in range(n_samples):
-        farthest, index = distance.max(-1)
-        found.append(torch.where(farthest > -torch.inf, index, -1))
-        step = (points - points[rows, index][:, None]).square().sum(-1)
-        distance = torch.minimum(distance, step)
-        distance[rows, index] = -torch.inf
+    rows, found = torch.arange(len(points), device=points.device), []
+    for _ in range(n_centroids):
+        farthest, position = distance.max(-1)
+        found.append(torch.where(farthest > -torch.inf, position, -1))
+        distance = torch.minimum(distance, _distances(points, points[rows, position][:, None]))
+        distance[rows, position] = -torch.inf
     return torch.stack(found, 1)
 
 
@@ -31,24 +31,66 @@ def farthest_point_sampling(points: Tensor, n_samples: int, key_padding_mask: Te
 def nearest_neighbors(
     queries: Tensor, points: Tensor, n_neighbors: int, key_padding_mask: Tensor | None = None
 ) -> Tensor:
-    """Indices (B, M, K) of the points (B, N, dim) nearest to each query (B, M, dim), nearest first, ties to the lowest
-    index."""
+    """As `pyclattn.nearest_neighbors`: positions (B, M, K) among points (B, N, P), -1 where there are not enough."""
     found, step = [], max(1, PAIRS // max(1, points.shape[0] * points.shape[1]))
     for part in queries.split(step, 1):
-        distance = sum(
-            (part[..., i, None] - points[:, None, :, i]).square() for i in range(points.shape[-1])
-        )  # cdist would take differences of large numbers
+        distance = _distances(part[:, :, None], points[:, None])
         if key_padding_mask is not None:
             distance = distance.masked_fill(key_padding_mask[:, None], torch.inf)
-        found.append(distance.sort(dim=-1, stable=True).indices[..., :n_neighbors])
+        nearest, positions = (x[..., :n_neighbors] for x in distance.sort(dim=-1, stable=True))
+        found.append(torch.where(nearest < torch.inf, positions, -1))
     return torch.cat(found, 1)
 
 
-def mean_pool_tokens(x: Tensor, n_centroids: int, *, grid: tuple[int, int] | None = None) -> Tensor:
-    """Means (B, M, width) of N / M neighbours among tokens (B, N, width), squares of patches where a grid is given."""
-    batch, length, width = x.shape
-    if grid is None:
-        return torch.stack([part.mean(1) for part in x.tensor_split(n_centroids, 1)], 1)
-    side = round((length / n_centroids) ** 0.5)
-    squares = x.view(batch, grid[0] // side, side, grid[1] // side, side, width)
-    return squares.mean((2, 4)).flatten(1, 2)
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared, summed in the order of the coordinates: to the bit what pyclattn compares."""
+    total = (a[..., 0] - b[..., 0]).square()
+    for i in range(1, a.shape[-1]):
+        total = total + (a[..., i] - b[..., i]).square()
+    return total
+
+
+@torch.no_grad()
+def random_positions(x: Tensor, n_centroids: int, seed: int, key_padding_mask: Tensor | None = None) -> Tensor:
+    """As `pyclattn.functional.centroid.random_positions`: (B, M) among tokens (B, N, width), -1 where none is left."""
+    drawn = torch.from_numpy(np.random.default_rng(seed).permutation(x.shape[1])).to(x.device)
+    if key_padding_mask is None:
+        return drawn[:n_centroids].expand(len(x), -1)
+    is_padded, order = key_padding_mask[:, drawn].sort(dim=1, stable=True)
+    return torch.where(is_padded, -1, drawn[order])[:, :n_centroids]
+
+
+def mean_pool_tokens(
+    tokens: Tensor, n_centroids: int, *, grid: tuple[int, int] | None = None, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """As `pyclattn.mean_pool_tokens`: (B, N, width) to (B, M, width)."""
+    if key_padding_mask is not None:
+        tokens = tokens.masked_fill(key_padding_mask[..., None], 0)
+    counts = _in_pools(_present(tokens, key_padding_mask), n_centroids, grid)
+    return _in_pools(tokens, n_centroids, grid) / counts.clamp_min(1)
+
+
+def empty_pools(key_padding_mask: Tensor | None, n_centroids: int, grid: tuple[int, int] | None) -> Tensor | None:
+    """Which groups of `mean_pool_tokens` hold nothing but padding: (B, M)."""
+    if key_padding_mask is None:
+        return None
+    return _in_pools((~key_padding_mask)[..., None].float(), n_centroids, grid)[..., 0] == 0
+
+
+def _present(tokens: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """1 for a token, 0 for padding: (B or 1, N, 1)."""
+    if key_padding_mask is None:
+        return torch.ones_like(tokens[:1, :, :1])
+    return (~key_padding_mask)[..., None].to(tokens.dtype)
+
+
+def _in_pools(x: Tensor, n_centroids: int, grid: tuple[int, int] | None) -> Tensor:
+    """Sums over the groups."""
+    length = x.shape[1]
+    if grid is not None:
+        side = math.isqrt(length // n_centroids)
+        squares = x.unflatten(1, (grid[0] // side, side, grid[1] // side, side))
+        return squares.sum((2, 4)).flatten(1, 2)
+    starts = torch.arange(n_centroids, device=x.device) * length // n_centroids
+    group = torch.bucketize(torch.arange(length, device=x.device), starts, right=True) - 1
+    return x.new_zeros(len(x), n_centroids, x.shape[2]).index_add(1, group, x)
