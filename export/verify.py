@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError
-from pyclattn.graph.passes.report import table
 from pyclattn.graph.program import Program, walk
 from pyclattn.model import load
 from pyclattn.weights.safetensors import write_atomically
@@ -45,12 +45,13 @@ class Comparison:
         return all(difference.relative <= self.tolerance for difference in self.differences)
 
     def __str__(self) -> str:
-        rows: list[tuple] = [("output", "shape", "largest difference", "of its range", "same argmax")]
+        rows = []
         for d in self.differences:
             shape = " x ".join(map(str, d.shape)) or "scalar"
             rows.append((d.output, shape, f"{d.largest:.2e}", f"{d.relative:.2e}", f"{d.same_argmax:.2%}"))
         verdict = "within" if self.passed else "NOT within"
-        return f"{table(rows, right=(2, 3, 4))}\n{verdict} {self.tolerance:g} of the range"
+        head = ("output", "shape", "largest difference", "of its range", "same argmax")
+        return f"{table(rows, head)}\n{verdict} {self.tolerance:g} of the range"
 
 
 def compare(

@@ -17,7 +17,7 @@ def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
     """
     cells = [tuple(map(str, row)) for row in rows]
     widths = [max(len(r[i]) for r in [tuple(head), *cells]) for i in range(len(head))]
-    right = [bool(rows) and all(isinstance(r[i], (int, float)) or _is_number(str(r[i])) for r in rows)
+    right = [bool(rows) and all(_is_number(str(r[i])) for r in rows)
              for i in range(len(head))]  # fmt: skip
     lines = []
     for row in [tuple(head), *cells]:
@@ -27,4 +27,8 @@ def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "", 1).replace("%", "").strip().isdigit()
+    try:
+        float(text.replace(",", "").removesuffix("%"))
+    except ValueError:
+        return False
+    return True

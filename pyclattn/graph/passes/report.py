@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pyclattn._tables import table
+
 
 @dataclass(frozen=True)
 class AttentionFound:
@@ -59,23 +61,12 @@ class Report:
     def __str__(self) -> str:
         blocks = []
         if self.attentions:
-            rows = [("attention", "heads", "head dim", "scale", "mask")]
+            rows = []
             for found in self.attentions:
                 grouped = found.n_heads != found.n_kv_heads
                 heads = f"{found.n_heads}/{found.n_kv_heads}" if grouped else str(found.n_heads)
                 rows.append((found.name, heads, str(found.head_dim), f"{found.scale:.4g}", found.mask))
-            blocks.append(table(rows, right=(1, 2, 3)))
+            blocks.append(table(rows, ("attention", "heads", "head dim", "scale", "mask")))
         if self.kept:
-            blocks.append(table([("softmax kept", "why"), *((kept.name, kept.reason) for kept in self.kept)]))
+            blocks.append(table([(kept.name, kept.reason) for kept in self.kept], ("softmax kept", "why")))
         return "\n\n".join(blocks) or "no Softmax in this model"
-
-
-def table(rows: list[tuple], right: tuple[int, ...] = ()) -> str:
-    """Rows as aligned text; columns in ``right`` are set to the right."""
-    texts = [tuple(map(str, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    lines = []
-    for row in texts:
-        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
