@@ -13,7 +13,7 @@ FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibi
 
 extensions = [
     Extension(f"pyclattn._ext.{name}", [str(EXT / f"{name}.pyx"), *sources], depends=HEADERS, extra_compile_args=FLAGS)
-    for name, sources in {"isa": LANES, "attention": [], "clustering": [], "coclusters": [], "dense": []}.items()
+    for name, sources in {"isa": LANES, "attention": [], "cast": [], "clustering": [], "coclusters": [], "dense": []}.items()
 ]
 
 DIRECTIVES = {

@@ -12,7 +12,7 @@ INL vf logistic(vf x) {
 
 /* The normal distribution function is logistic(2 x P(x^2)), since erf(z) = tanh(z P(z^2)) with a smooth P: the
  * polynomial of graph/ops/functions.py, doubled. Beyond 5.4 it rounds to 0 or 1. */
-INL vf gelu(vf x) {
+INL vf normal_share(vf x) {
     vf square = smaller(spread(28.88f), x * x);
     vf p = spread(3.51258429e-09f);
     p = p * square - 2.64534551e-07f;
@@ -21,8 +21,10 @@ INL vf gelu(vf x) {
     p = p * square - 6.51890598e-05f;
     p = p * square + 0.0726661685f;
     p = p * square + 1.59576989f;
-    return x * logistic(p * x);
+    return logistic(p * x);
 }
+
+INL vf gelu(vf x) { return x * normal_share(x); }
 
 INL vf activated(int kind, vf x) {
     switch (kind) {

@@ -44,6 +44,8 @@ cdef extern from "tile.h" nogil:
         void (*tail)(float *, const float *, long, long, const float *, const float *) noexcept nogil
         void (*tilt)(float *, long, const float *, const float *, long, const float *, const float *,
                      const float *) noexcept nogil
+        void (*laplace)(float *, long, long) noexcept nogil
+        void (*add_shares)(const float *, long, long, const float *, float *) noexcept nogil
         float (*fma_loop)(long) noexcept nogil
 
     void tile_prefetch(const float *row, long width) noexcept nogil

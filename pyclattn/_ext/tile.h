@@ -88,6 +88,9 @@ typedef struct {
     void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top);
     void (*tilt)(float *u, long rank, const float *center, const float *spreads, long vectors, const float *tail_m,
                  const float *tail_mass, const float *m);
+    /* what CAST needs (cast.h): s <- the Laplace attention function of s; total[k] += s[k] * factor */
+    void (*laplace)(float *s, long n, long vectors);
+    void (*add_shares)(const float *s, long n, long vectors, const float *factor, float *total);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(long rounds);
 } tile_isa;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -47,6 +48,11 @@ class _Members:
     tokens: Int64  # (n_members,) ascending within a cluster
     offsets: Int64  # (clusters + 1,)
 
+    @cached_property
+    def clusters(self) -> Int64:
+        """The cluster of each member."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
     def places(self, n_tokens: int) -> tuple[Int64, Int64]:
         """The members that each token is, one token after the other, and where each token's begin."""
         counts = np.bincount(self.tokens, minlength=n_tokens)
@@ -70,7 +76,7 @@ def cast_attention(
     n_threads: int | None = None,
     out: Given = None,
 ) -> Float32:
-    """Self-attention within learned clusters, joined by summaries of all clusters: time and memory O(N) for few clusters.
+    """Self-attention within learned clusters, joined by summaries of all clusters: O(N) for a given number of clusters.
 
     Parameters
     ----------
@@ -196,9 +202,8 @@ def memberships(
     found = np.zeros((q.shape[0], q.shape[2], n_clusters), bool)
     for tokens in _rounds(spans):
         members = _cluster(q, k, tokens, _sigmoid(phi), recipe, threads)
-        clusters = np.repeat(np.arange(len(members.offsets) - 1), np.diff(members.offsets))
-        batches = tokens.spans[clusters // n_clusters, 0]
-        found[batches, tokens.index[members.tokens], clusters % n_clusters] = True
+        batches = tokens.spans[members.clusters // n_clusters, 0]
+        found[batches, tokens.index[members.tokens], members.clusters % n_clusters] = True
     return found if offsets is None else found[0]
 
 
@@ -353,7 +358,7 @@ def _attend(
     places, place_offsets = members.places(len(tokens.index))
     launch(
         "cast.mix", n_threads, q, recipe.surrogates, tokens.spans, tokens.index, of_query, recipe.factor,
-        recipe.is_laplace, members.offsets, places, place_offsets, within, summaries,
+        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries,
         _ragged.per_chunk(tokens.lengths, n_heads, CHUNK), CHUNK, out,
     )  # fmt: skip
 

@@ -68,7 +68,7 @@ class CASTAttention:
 
     def __post_init__(self) -> None:
         _check.set_weight(self, "surrogate_tokens", ("clusters", "heads", "head features"))
-        n_clusters, n_heads, head_dim = self.surrogate_tokens.shape
+        _, n_heads, head_dim = self.surrogate_tokens.shape
         if 0 in self.surrogate_tokens.shape:
             raise ShapeError(f"surrogate_tokens of CASTAttention must not be empty, got {self.surrogate_tokens.shape}")
         for name in ("query_proj", "key_proj"):

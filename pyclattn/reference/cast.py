@@ -118,13 +118,13 @@ def attend_clusters(
 
 def mix(
     query: Float32, surrogates: Float32, spans: Int64, index: Int64, gains: Float32 | None, scale: float,
-    is_laplace: bool, member_offsets: Int64, places: Int64, place_offsets: Int64, within: Float32,
-    summaries: Float32, tasks: Int64, chunk: int, out: Float32, counter: Int64,
+    is_laplace: bool, member_offsets: Int64, member_clusters: Int64, places: Int64, place_offsets: Int64,
+    within: Float32, summaries: Float32, tasks: Int64, chunk: int, out: Float32, counter: Int64,
 ) -> None:  # fmt: skip
     """What ``chunk`` tokens get: from a cluster they are in, attention within; from the others, summaries.
 
-    A task is [sequence, head, first token]. Token t is the members ``places[place_offsets[t]:place_offsets[t + 1]]``.
-    ``gains`` (B, N) of a query's logits. A cluster without members takes no part.
+    A task is [sequence, head, first token]. Token t is the members ``places[place_offsets[t]:place_offsets[t + 1]]``, which
+    are in ``member_clusters``. ``gains`` (B, N) of a query's logits. A cluster without members takes no part.
     """
     n_clusters = surrogates.shape[1]
     for sequence, head, first in drawn(tasks, counter):
@@ -142,7 +142,7 @@ def mix(
             of_summaries, t = weights[i].copy(), start + first + i
             added = np.zeros(out.shape[3])
             for place in places[place_offsets[t] : place_offsets[t + 1]]:
-                c = int(np.searchsorted(member_offsets, place, "right")) - 1 - sequence * n_clusters
+                c = member_clusters[place] - sequence * n_clusters
                 added += weights[i, c] * within[head, place]
                 of_summaries[c] = 0
             taking = clusters[of_summaries != 0]

@@ -1,0 +1,491 @@
+"""Kernels of CAST over panels (tile.h): affinities, the two clusterings, attention within clusters, and the mixing.
+
+Each `def` owns the buffers of one thread and draws tasks; their meaning stands in `pyclattn.reference.cast`.
+"""
+
+from libc.math cimport INFINITY
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint32_t
+from libc.stdlib cimport free, qsort
+from libc.string cimport memcpy, memset
+
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
+    tile_prefetch,
+)
+
+cdef double LOG2E = 1.4426950408889634
+# Below every affinity: that of a token with a NaN.
+cdef float LEAST = -1.0
+
+
+cdef void weigh(const tile_isa *isa, float *s, const float *peaks, long n, long vectors, bint is_laplace, float *m,
+                float *mass, float *alpha) noexcept nogil:
+    """Scores of one block that is all there is become weights, not yet divided by their mass."""
+    cdef long i
+    for i in range(isa.lanes):
+        m[i], mass[i] = TILE_MASKED, 1 if is_laplace else 0
+    if is_laplace:
+        isa.laplace(s, n, vectors)
+    else:
+        isa.soften(s, n, peaks, vectors, m, mass, alpha)
+
+
+def affinities(
+    const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, ::1] surrogates,
+    const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, ::1] shares, double scale, bint is_laplace,
+    const int64_t[:, ::1] tasks, long chunk, long origin, float[:, :] out, int64_t[::1] counter,
+):
+    """How near `chunk` tokens are to each cluster."""
+    cdef:
+        const tile_isa *isa
+        float *memory
+        float *panel
+        float *s
+        float *total
+        float *peaks
+        float *factor
+        float *m
+        float *mass
+        float *alpha
+        float *ones
+        const float *rows
+        long n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
+        long strides[2]
+        long lanes, task, batch, head, side, n, i, c, vectors, row_step = out.strides[0] // 4
+        int64_t at, stop
+        float x, share
+        bint is_by_token = out.strides[1] == 4
+
+    strides[0], strides[1] = query.strides[2] // 4, key.strides[2] // 4
+    with nogil:
+        isa = current()
+        lanes = isa.lanes
+        memory = new_floats((depth + 3 * n_clusters + 8) * padded(lanes))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one panel of affinities")
+        panel = memory
+        s = panel + depth * padded(lanes)
+        total = s + n_clusters * padded(lanes)
+        peaks = total + n_clusters * padded(lanes)
+        factor = peaks + (n_clusters + 1) * padded(lanes)
+        m, mass, alpha = factor + padded(lanes), factor + 2 * padded(lanes), factor + 3 * padded(lanes)
+        ones = factor + 4 * padded(lanes)
+        for i in range(lanes):
+            ones[i] = 1
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            batch, at = spans[tasks[task, 0], 0], tasks[task, 1]
+            stop = min(min(at + chunk, spans[tasks[task, 0], 2]), origin + out.shape[0])
+            while at < stop:
+                n = min(lanes, stop - at)
+                vectors = (n + isa.vector - 1) // isa.vector
+                memset(total, 0, n_clusters * lanes * sizeof(float))
+                for head in range(n_heads):
+                    for side in range(2):
+                        rows = &query[batch, head, 0, 0] if side == 0 else &key[batch, head, 0, 0]
+                        isa.load(rows, strides[side], &index[at], n, depth,
+                                 <float> (scale if is_laplace else scale * LOG2E), panel)
+                        isa.score(&surrogates[head, 0, 0], depth, n_clusters, depth, panel, vectors, s, peaks)
+                        weigh(isa, s, peaks, n_clusters, vectors, is_laplace, m, mass, alpha)
+                        for i in range(lanes):
+                            share = shares[batch, index[at + i]] if i < n else 0
+                            factor[i] = (share if side == 0 else 1 - share) / mass[i]
+                        isa.add_shares(s, n_clusters, vectors, factor, total)
+                for c in range(n_clusters):
+                    for i in range(n):
+                        x = total[c * lanes + i]
+                        total[c * lanes + i] = x if x >= 0 else LEAST
+                if is_by_token:
+                    isa.store(total, ones, n, n_clusters, 1.0, NULL, &out[at - origin, 0], row_step, NULL)
+                else:
+                    for c in range(n_clusters):
+                        memcpy(&out[at - origin, c], total + c * lanes, n * sizeof(float))
+                at += n
+        free(memory)
+
+
+def select(
+    const float[:, :] affinity, const int64_t[:, ::1] spans, long origin, const int64_t[:, ::1] tasks, long chunk,
+    float[:, ::1] scores, int64_t[:, ::1] tokens, int64_t[::1] counts, int64_t[::1] counter,
+):
+    """The nearest tokens of `chunk` clusters; those of a cluster lie side by side."""
+    cdef:
+        const tile_isa *isa
+        float *memory
+        tile_best best
+        const float *values
+        float threshold
+        long n_clusters = affinity.shape[1], topk = scores.shape[1], task, sequence, c, g
+        long count
+        int64_t start, stop, t
+
+    with nogil:
+        isa = current()
+        memory = new_floats(best_size(1, topk))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one list of tokens")
+        best_at(&best, memory, 1, topk)
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            sequence = tasks[task, 0]
+            start, stop = max(spans[sequence, 1], origin), min(spans[sequence, 2], origin + affinity.shape[0])
+            for c in range(tasks[task, 1], min(tasks[task, 1] + chunk, n_clusters)):
+                g = sequence * n_clusters + c
+                values = &affinity[0, c]
+                count = counts[g]
+                memcpy(best.scores, &scores[g, 0], count * sizeof(float))
+                memcpy(best.rows, &tokens[g, 0], count * sizeof(int64_t))
+                threshold = -INFINITY
+                if count == topk:
+                    threshold = INFINITY
+                    for t in range(count):
+                        threshold = min(threshold, best.scores[t])
+                for t in range(start, stop):
+                    if values[t - origin] > threshold:
+                        best.scores[count], best.rows[count] = values[t - origin], t
+                        count += 1
+                        if count == best.room:
+                            best.counts[0] = count
+                            isa.cut(&best, 0)
+                            count, threshold = best.counts[0], best.threshold[0]
+                best.counts[0] = count
+                isa.cut(&best, 0)
+                count = best.counts[0]
+                memcpy(&scores[g, 0], best.scores, count * sizeof(float))
+                memcpy(&tokens[g, 0], best.rows, count * sizeof(int64_t))
+                counts[g] = count
+        free(memory)
+
+
+cdef int by_value(const void *a, const void *b) noexcept nogil:
+    cdef int64_t x = (<const int64_t *> a)[0], y = (<const int64_t *> b)[0]
+    return (x > y) - (x < y)
+
+
+cdef long best_open(const float *row, long n_clusters, const int64_t *sizes, long capacity) noexcept nogil:
+    cdef long c, best = -1
+    for c in range(n_clusters):
+        if sizes[c] < capacity and (best < 0 or row[c] > row[best]):
+            best = c
+    return best
+
+
+def assign(
+    const float[:, ::1] affinity, const int64_t[:, ::1] spans, long origin, long capacity,
+    const int64_t[:, ::1] tasks, int32_t[::1] labels, int64_t[::1] counter,
+):
+    """Tokens to clusters, the surest first."""
+    cdef:
+        float *memory
+        int64_t *keys
+        int64_t *sizes
+        const float *row
+        long n_clusters = affinity.shape[1], task, best, c
+        int64_t most = 0, start, stop, t, i
+        int32_t bits
+
+    with nogil:
+        for task in range(tasks.shape[0]):
+            most = max(most, spans[tasks[task, 0], 2] - spans[tasks[task, 0], 1])
+        memory = new_floats(2 * (most + n_clusters))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one order of tokens")
+        keys = <int64_t *> memory
+        sizes = keys + most
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            start, stop = spans[tasks[task, 0], 1], spans[tasks[task, 0], 2]
+            memset(sizes, 0, n_clusters * sizeof(int64_t))
+            for t in range(start, stop):
+                row = &affinity[t - origin, 0]
+                best = 0
+                for c in range(1, n_clusters):
+                    if row[c] > row[best]:
+                        best = c
+                labels[t] = <int32_t> best
+                # ascending: the largest affinity first (bits of floats >= 0 are ordered as they are), then the token
+                memcpy(&bits, &row[best], sizeof(float))
+                if not row[best] >= 0:
+                    bits = 0
+                keys[t - start] = (<int64_t> (INT32_MAX - bits) << 32) | (t - start)
+            qsort(keys, stop - start, sizeof(int64_t), by_value)
+            for i in range(stop - start):
+                t = start + (keys[i] & <int64_t> 0xFFFFFFFF)
+                if sizes[labels[t]] >= capacity:
+                    labels[t] = <int32_t> best_open(&affinity[t - origin, 0], n_clusters, sizes, capacity)
+                sizes[labels[t]] += 1
+        free(memory)
+
+
+cdef struct Work:
+    const tile_isa *isa
+    float *memory
+    float *panels   # queries [D], output [E], and four rows of lanes; one after the other
+    float *s
+    float *peaks
+    float *keys     # a block of members, side by side
+    float *values
+    long lanes, depth, width
+    size_t panel_size
+
+
+cdef bint work_new(Work *w, long depth, long width, long n_panels, long n_scores, long n_packed) noexcept nogil:
+    cdef size_t lane_size
+    w.isa = current()
+    w.lanes, w.depth, w.width = w.isa.lanes, depth, width
+    lane_size = padded(w.lanes)
+    w.panel_size = (depth + width + 3) * lane_size
+    w.memory = new_floats(n_panels * w.panel_size + (2 * n_scores + 1) * lane_size
+                          + padded(n_packed * depth) + padded(n_packed * width))
+    if w.memory == NULL:
+        return False
+    w.panels = w.memory
+    w.s = w.panels + n_panels * w.panel_size
+    w.peaks = w.s + n_scores * lane_size
+    w.keys = w.peaks + (n_scores + 1) * lane_size
+    w.values = w.keys + padded(n_packed * depth)
+    return True
+
+
+cdef struct Panel:
+    float *queries
+    float *o
+    float *m
+    float *mass
+    float *alpha
+
+
+cdef Panel panel_at(Work *w, long number) noexcept nogil:
+    cdef Panel p
+    p.queries = w.panels + number * w.panel_size
+    p.o = p.queries + w.depth * w.lanes
+    p.m = p.o + w.width * w.lanes
+    p.mass, p.alpha = p.m + w.lanes, p.m + 2 * w.lanes
+    return p
+
+
+cdef void panel_begin(Work *w, Panel p, const float *rows, long stride, const int64_t *index, long n, float factor,
+                      bint is_laplace) noexcept nogil:
+    cdef long i
+    w.isa.load(rows, stride, index, n, w.depth, factor, p.queries)
+    memset(p.o, 0, w.width * w.lanes * sizeof(float))
+    for i in range(w.lanes):
+        p.m[i], p.mass[i], p.alpha[i] = TILE_MASKED, 1 if is_laplace else 0, 1
+
+
+cdef void panel_step(Work *w, Panel p, long n, long vectors, const float *gains, bint is_laplace) noexcept nogil:
+    """One block of members; `gains` multiply their scores."""
+    cdef long k, i
+    w.isa.score(w.keys, w.depth, n, w.depth, p.queries, vectors, w.s, w.peaks)
+    if gains != NULL:
+        for k in range(n):
+            for i in range(vectors * w.isa.vector):
+                w.s[k * w.lanes + i] *= gains[k]
+    if is_laplace:
+        w.isa.laplace(w.s, n, vectors)
+    elif gains != NULL:  # whose peaks are not known
+        w.isa.soften_masked(w.s, n, vectors, p.m, p.mass, p.alpha)
+    else:
+        w.isa.soften(w.s, n, w.peaks, vectors, p.m, p.mass, p.alpha)
+    w.isa.accumulate(w.values, w.width, n, w.width, w.s, vectors, p.alpha, p.o)
+
+
+def attend_clusters(
+    const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, :, :] value,
+    const float[:, :, ::1] surrogates, const int64_t[::1] batches, const int64_t[::1] rows,
+    const int64_t[::1] member_offsets, const float[:, ::1] gains, double scale, bint is_laplace,
+    const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] within, float[:, :, ::1] summaries,
+    int64_t[::1] counter,
+):
+    """Attention of `chunk` members to all of their cluster, and its summary."""
+    cdef:
+        Work w
+        Panel p
+        long depth = query.shape[3], width = value.shape[3], n_clusters = surrogates.shape[1]
+        long q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
+        long task, cluster, head, n_queries, n_panels, n, i, k, used
+        int64_t first, at, stop, row
+        const float *keys
+        const float *values
+        float factor = <float> (scale if is_laplace else scale * LOG2E)
+        float own_gains[128]  # TILE_KEYS
+
+    with nogil:
+        n_panels = (chunk + current().lanes - 1) // current().lanes
+        if not work_new(&w, depth, width, n_panels + 1, TILE_KEYS, TILE_KEYS):
+            with gil:
+                raise MemoryError("no memory for one block of attention")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            cluster, head = tasks[task, 0], tasks[task, 1]
+            at, stop = member_offsets[cluster], member_offsets[cluster + 1]
+            first = at + tasks[task, 2]
+            n_queries = min(chunk, stop - first)
+            n_panels = (n_queries + w.lanes - 1) // w.lanes
+            keys, values = &key[batches[cluster], head, 0, 0], &value[batches[cluster], head, 0, 0]
+            for i in range(n_panels):
+                panel_begin(&w, panel_at(&w, i), &query[batches[cluster], head, 0, 0], q_stride,
+                            &rows[first + i * w.lanes], min(w.lanes, n_queries - i * w.lanes), factor, is_laplace)
+            if first == at:  # the cluster's own token is one more query
+                panel_begin(&w, panel_at(&w, n_panels), &surrogates[head, cluster % n_clusters, 0], depth, NULL, 1,
+                            factor, is_laplace)
+            while at < stop:
+                n = min(TILE_KEYS, stop - at)
+                for k in range(n):
+                    row = rows[at + k]
+                    if at + k + 8 < stop:
+                        tile_prefetch(keys + rows[at + k + 8] * k_stride, depth)
+                        tile_prefetch(values + rows[at + k + 8] * v_stride, width)
+                    memcpy(w.keys + k * depth, keys + row * k_stride, depth * sizeof(float))
+                    memcpy(w.values + k * width, values + row * v_stride, width * sizeof(float))
+                    if gains is not None:
+                        own_gains[k] = gains[batches[cluster], row]
+                for i in range(n_panels):
+                    used = min(w.lanes, n_queries - i * w.lanes)
+                    panel_step(&w, panel_at(&w, i), n, (used + w.isa.vector - 1) // w.isa.vector, NULL, is_laplace)
+                if tasks[task, 2] == 0:
+                    panel_step(&w, panel_at(&w, n_panels), n, 1, own_gains if gains is not None else NULL, is_laplace)
+                at += n
+            for i in range(n_panels if width > 0 else 0):
+                p = panel_at(&w, i)
+                w.isa.store(p.o, p.mass, min(w.lanes, n_queries - i * w.lanes), width, 1.0, NULL,
+                            &within[head, first + i * w.lanes, 0], width, NULL)
+            if tasks[task, 2] == 0 and width > 0:
+                p = panel_at(&w, n_panels)
+                w.isa.store(p.o, p.mass, 1, width, 1.0, NULL, &summaries[head, cluster, 0], width, NULL)
+        free(w.memory)
+
+
+cdef bint all_finite(const float *x, long n) noexcept nogil:
+    cdef const uint32_t *bits = <const uint32_t *> x
+    cdef uint32_t exponent = 0x7F800000, bad = 0
+    cdef long i
+    for i in range(n):
+        bad |= (bits[i] & exponent) == exponent
+    return not bad
+
+
+cdef void accumulate_seen(Work *w, Panel p, const float *summaries, long n_clusters, long n) noexcept nogil:
+    """Summaries that are not finite must not meet weights of zero, 0 x inf: only where there is a weight."""
+    cdef long c, i, e
+    for c in range(n_clusters):
+        for i in range(n):
+            if w.s[c * w.lanes + i] != 0:
+                for e in range(w.width):
+                    p.o[e * w.lanes + i] += w.s[c * w.lanes + i] * summaries[c * w.width + e]
+
+
+cdef void score_clusters(Work *w, Panel p, const float *surrogates, long n_clusters, const int64_t *offsets,
+                         long vectors, bint is_laplace) noexcept nogil:
+    """Weights of the clusters of one sequence, 0 for one without members."""
+    cdef long c, i
+    cdef bint has_empty = False
+    w.isa.score(surrogates, w.depth, n_clusters, w.depth, p.queries, vectors, w.s, w.peaks)
+    if is_laplace:
+        w.isa.laplace(w.s, n_clusters, vectors)
+    for c in range(n_clusters):
+        if offsets[c] == offsets[c + 1]:
+            has_empty = True
+            for i in range(w.lanes):
+                w.s[c * w.lanes + i] = 0 if is_laplace else TILE_MASKED
+    if is_laplace:
+        return
+    if has_empty:
+        w.isa.soften_masked(w.s, n_clusters, vectors, p.m, p.mass, p.alpha)
+    else:
+        w.isa.soften(w.s, n_clusters, w.peaks, vectors, p.m, p.mass, p.alpha)
+
+
+def mix(
+    const float[:, :, :, :] query, const float[:, :, ::1] surrogates, const int64_t[:, ::1] spans,
+    const int64_t[::1] index, const float[:, ::1] gains, double scale, bint is_laplace,
+    const int64_t[::1] member_offsets, const int64_t[::1] member_clusters, const int64_t[::1] places,
+    const int64_t[::1] place_offsets, const float[:, :, ::1] within, const float[:, :, ::1] summaries,
+    const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """What `chunk` tokens get from the clusters they are in and from the summaries of the others."""
+    cdef:
+        Work w
+        Panel p
+        float *weights
+        float *row
+        const float *own
+        long depth = query.shape[3], width = out.shape[3], n_clusters = surrogates.shape[1]
+        long q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
+        long task, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
+        int64_t t, stop, ahead
+        float x
+        bint is_finite
+
+    with nogil:
+        if not work_new(&w, depth, width, 1, n_clusters, 0):
+            with gil:
+                raise MemoryError("no memory for one panel of tokens")
+        weights = new_floats(n_clusters * w.lanes)  # of the tokens' memberships: at most every cluster
+        if weights == NULL:
+            free(w.memory)
+            with gil:
+                raise MemoryError("no memory for one panel of weights")
+        p = panel_at(&w, 0)
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0] or width == 0:
+                break
+            sequence, head = tasks[task, 0], tasks[task, 1]
+            batch, t = spans[sequence, 0], spans[sequence, 1] + tasks[task, 2]
+            stop = min(t + chunk, spans[sequence, 2])
+            first_cluster = sequence * n_clusters
+            is_finite = all_finite(&summaries[head, first_cluster, 0], n_clusters * width)
+            while t < stop:
+                n = min(w.lanes, stop - t)
+                vectors = (n + w.isa.vector - 1) // w.isa.vector
+                panel_begin(&w, p, &query[batch, head, 0, 0], q_stride, &index[t], n,
+                            <float> (scale if is_laplace else scale * LOG2E), is_laplace)
+                if gains is not None:
+                    for i in range(n):
+                        p.m[i] = gains[batch, index[t + i]]
+                    for d in range(depth):
+                        for i in range(n):
+                            p.queries[d * w.lanes + i] *= p.m[i]
+                    for i in range(n):
+                        p.m[i] = TILE_MASKED
+                score_clusters(&w, p, &surrogates[head, 0, 0], n_clusters, &member_offsets[first_cluster], vectors,
+                               is_laplace)
+                at = 0
+                for i in range(n):  # a member's weight is taken from the summary
+                    for place in range(place_offsets[t + i], place_offsets[t + i + 1]):
+                        d = (member_clusters[places[place]] - first_cluster) * w.lanes + i
+                        weights[at] = w.s[d] / p.mass[i]
+                        w.s[d] = 0
+                        at += 1
+                if is_finite:
+                    w.isa.accumulate(&summaries[head, first_cluster, 0], width, n_clusters, width, w.s, vectors,
+                                     p.alpha, p.o)
+                else:
+                    accumulate_seen(&w, p, &summaries[head, first_cluster, 0], n_clusters, n)
+                w.isa.store(p.o, p.mass, n, width, 1.0, NULL, &out[batch, head, 0, 0], o_stride, &index[t])
+                at = 0
+                for i in range(n):
+                    row = &out[batch, head, index[t + i], 0]
+                    ahead = min(place_offsets[t + i] + 8, place_offsets[stop] - 1)
+                    if ahead >= 0:
+                        tile_prefetch(&within[head, places[ahead], 0], width)
+                    for place in range(place_offsets[t + i], place_offsets[t + i + 1]):
+                        own, x = &within[head, places[place], 0], weights[at]
+                        for e in range(width):
+                            row[e] += x * own[e]
+                        at += 1
+                t += n
+        free(w.memory)
+        free(weights)
