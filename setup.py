@@ -36,5 +36,5 @@ setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES),
     package_dir={"pyclattn": "pyclattn", "pyclattn_export": "export"},
     packages=packages,
-    package_data={"pyclattn": ["_ext/*.h", "py.typed"]},
+    package_data={"pyclattn": ["_ext/*.h", "serving/*.html", "py.typed"]},
 )

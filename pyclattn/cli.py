@@ -1,4 +1,4 @@
-"""The command line: pyclattn info | run | calibrate.
+"""The command line: pyclattn info | run | calibrate | serve.
 
 A subcommand is a function that adds its parser and names what runs; others append theirs to `COMMANDS`.
 """
@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
 from pyclattn.plan import Plan, parse_attention
+from pyclattn.serving import command as serving
 from pyclattn.weights.safetensors import write_atomically
 
 
@@ -232,7 +234,7 @@ def chrome_trace(events) -> dict:
     }  # fmt: skip
 
 
-COMMANDS: list[Callable] = [_add_info, _add_run, _add_calibrate]
+COMMANDS: list[Callable] = [_add_info, _add_run, _add_calibrate, partial(serving.add, to_bytes=_bytes)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

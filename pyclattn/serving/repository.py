@@ -1,0 +1,197 @@
+"""Models by name: the stem of each file. A file that changes is loaded again while the old version goes on answering.
+
+A request is looked up in a dictionary and never becomes a path, so no name leads out of a folder. A safetensors file is
+copied to a private, unlinked file first: whoever overwrites the original in place cannot change what is being answered,
+or take the mapped pages away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.model import Model, load
+from pyclattn.serving.batching import Rule, rule_of
+from pyclattn.serving.errors import RequestError
+
+# Seconds between looks at the files; a file is loaded once it looks the same twice.
+POLL = 1.0
+ATTEMPTS = 3
+SUFFIXES = (".safetensors", ".onnx")
+
+Signature = tuple  # what tells that files are other ones: inode, size, time of change
+Loader = Callable[[Path], Model]
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A model as loaded from one state of its file."""
+
+    name: str
+    path: Path
+    number: int
+    model: Model
+    rule: Rule
+    signature: Signature
+    seconds: float  # that loading took
+
+
+class Repository:
+    """The models of a service.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Model files; Hugging Face folders (config.json inside); folders of model files, where new ones are found.
+    loader : callable
+        From a path to a Model.
+    shares : bool
+        Whether requests may share runs.
+    copies : bool
+        Whether files are copied before they are mapped. Without, processes share the pages, and a file may be replaced
+        by renaming only.
+    log : callable
+        Called with an event and its fields.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], loader: Loader = load, *, shares: bool = True, copies: bool = True,
+        log: Callable[..., None] = lambda event, **fields: None,
+    ):  # fmt: skip
+        self._paths, self._loader, self._shares, self._copies, self._log = list(paths), loader, shares, copies, log
+        self._versions: dict[str, Version] = {}
+        self._seen: dict[str, Signature] = {}  # changed, but not known to be whole yet
+        self._failed: dict[str, Signature] = {}
+        self.n_failures = 0
+
+    def open(self) -> None:
+        """Load all models; the first that cannot be loaded raises."""
+        found = self._files()
+        if not found:
+            raise ArgumentError(f"no model in {', '.join(map(str, self._paths)) or 'no path'}")
+        for name, path in found.items():
+            self._versions[name] = self._load(name, path)
+            self._log("model loaded", **_described(self._versions[name]))
+
+    def names(self) -> list[str]:
+        return sorted(self._versions)
+
+    def get(self, name: str, number: str | None = None) -> Version:
+        """The model of this name.
+
+        Raises
+        ------
+        RequestError
+            404 if there is none, or not in this version.
+        """
+        version = self._versions.get(name)
+        if version is None:
+            raise RequestError(404, f"there is no model {name[:80]!r}; there is: {', '.join(self.names())}")
+        if number is not None and number != str(version.number):
+            raise RequestError(404, f"model {name!r} has version {version.number}, not {number[:20]!r}")
+        return version
+
+    async def watch(self, interval: float = POLL) -> None:
+        """Look for changed and new files for ever."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception as error:  # whatever happens to files, the models that are loaded stay
+                self._log("watch failed", error=str(error))
+
+    def refresh(self) -> list[str]:
+        """Load what has changed since the last look, and has not since the one before; returns the names."""
+        loaded = []
+        for name, path in self._files().items():
+            known, now = self._versions.get(name), _signature(path)
+            if now is None or (known is not None and known.signature == now) or self._failed.get(name) == now:
+                self._seen.pop(name, None)
+            elif self._seen.get(name) != now:
+                self._seen[name] = now
+            elif self._replace(name, path, now):
+                loaded.append(name)
+        return loaded
+
+    def _replace(self, name: str, path: Path, signature: Signature) -> bool:
+        del self._seen[name]
+        try:
+            version = self._load(name, path)
+        except (PyclattnError, OSError, MemoryError) as error:
+            self._failed[name] = signature
+            self.n_failures += 1
+            self._log("model not loaded", model=name, error=str(error), still_serving=name in self._versions)
+            return False
+        self._failed.pop(name, None)
+        self._versions[name] = version
+        self._log("model loaded", **_described(version))
+        return True
+
+    def _files(self) -> dict[str, Path]:
+        """Model files by name, now."""
+        found: dict[str, Path] = {}
+        for path in self._paths:
+            if path.is_dir() and not (path / "config.json").exists():
+                inner = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES or (p / "config.json").exists())
+            else:
+                inner = [path]
+            for file in inner:
+                name = file.resolve().name if file.is_dir() else file.stem
+                if found.setdefault(name, file) != file:
+                    raise ArgumentError(f"{found[name]} and {file} have the same name, {name!r}: rename one")
+        return found
+
+    def _load(self, name: str, path: Path) -> Version:
+        start = perf_counter()
+        for _ in range(ATTEMPTS):
+            signature = _signature(path)
+            if signature is None:
+                raise ModelFormatError(f"{path}: no such file")
+            model = self._copied(path) if self._copies and path.suffix == ".safetensors" else self._loader(path)
+            if _signature(path) == signature:
+                break
+        else:
+            raise ModelFormatError(f"{path}: changes while it is read")
+        rule = rule_of(model) if self._shares else Rule()
+        number = self._versions[name].number + 1 if name in self._versions else 1
+        return Version(name, path, number, model, rule, signature, perf_counter() - start)
+
+    def _copied(self, path: Path) -> Model:
+        """The model of a copy that nobody else can open: its name is gone once it is mapped."""
+        with tempfile.TemporaryDirectory(prefix="pyclattn-") as folder:
+            copy = Path(folder) / path.name
+            shutil.copyfile(path, copy)
+            try:
+                model = self._loader(copy)
+            except PyclattnError as error:
+                raise type(error)(str(error).replace(str(copy), str(path))) from error
+        model.path = str(path)
+        return model
+
+
+def _signature(path: Path) -> Signature | None:
+    """What changes when a file, or one of a folder's, is written or replaced; None where there is nothing."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(str(file), os.stat(file)) for file in files]
+    except OSError:
+        return None
+    return tuple((file, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for file, s in stats)
+
+
+def _described(version: Version) -> dict:
+    return {
+        "model": version.name,
+        "version": version.number,
+        "path": str(version.path),
+        "seconds": round(version.seconds, 3),
+        "weight_bytes": version.model.weight_bytes,
+        "batching": version.rule.kind,
+    }
