@@ -7,13 +7,25 @@ from setuptools import Extension, find_packages, setup
 
 EXT = Path("pyclattn/_ext")
 LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
+INT8 = [str(EXT / f"int8_{isa}.c") for isa in ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")]
 HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
 # gnu11: -std=c11 would turn off the fusing of multiply and add that the tiles live on.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+MODULES = {
+    "isa": LANES,
+    "attention": [],
+    "cast": [],
+    "centroid": [],
+    "clustering": [],
+    "coclusters": [],
+    "dense": [],
+    "int8": INT8,
+    "points": [],
+}
 
 extensions = [
     Extension(f"pyclattn._ext.{name}", [str(EXT / f"{name}.pyx"), *sources], depends=HEADERS, extra_compile_args=FLAGS)
-    for name, sources in {"isa": LANES, "attention": [], "cast": [], "clustering": [], "coclusters": [], "dense": []}.items()
+    for name, sources in MODULES.items()
 ]
 
 DIRECTIVES = {

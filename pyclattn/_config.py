@@ -25,6 +25,11 @@ def isa() -> str:
     return _text("ISA", "auto").lower()
 
 
+def int8_isa() -> str:
+    """PYCLATTN_INT8_ISA: the instructions of int8 products; ``auto`` takes the best that go with the ISA."""
+    return _text("INT8_ISA", "auto").lower()
+
+
 def num_threads() -> int | None:
     """PYCLATTN_NUM_THREADS: the default of ``n_threads``; None where it is not set."""
     text = _text("NUM_THREADS", "")

@@ -30,6 +30,9 @@ OWNERS = {
     "cast.assign": "cython",
     "cast.attend_clusters": "cython",
     "cast.mix": "cython",
+    "centroid.gather_inputs": "cython",
+    "centroid.weigh_pairs": "cython",
+    "centroid.gather_pairs": "cython",
     "clustering.hash_rows": "cython",
     "clustering.hamming_lloyd": "numba",
     "clustering.hamming_assign": "numba",
@@ -44,6 +47,10 @@ OWNERS = {
     "coclusters.thresholds": "numba",
     "coclusters.attend": "cython",
     "dense.multiply": "cython",
+    "int8.multiply": "cython",
+    "int8.sum_products": "cython",
+    "points.choose_farthest": "cython",
+    "points.find_nearest": "cython",
 }
 
 _forced_backend: str | None = None

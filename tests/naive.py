@@ -272,6 +272,23 @@ def dense(rows, weight, bias, name):
     return out
 
 
+def integer_product(codes, weight):
+    """Whole numbers by whole numbers, as Python counts."""
+    return [[sum(int(a) * int(b) for a, b in zip(row, column)) for column in weight.T] for row in codes]
+
+
+def dense_int8(rows, codes, scales, bias, name):
+    """A dense layer whose rows are rounded to steps of a 127th of their largest number; weights come rounded."""
+    out = np.empty((len(rows), codes.shape[1]))
+    for i, row in enumerate(rows):
+        step = max(abs(float(x)) for x in row) / 127
+        whole = [round(float(x) / step) if step else 0 for x in row]
+        for j in range(codes.shape[1]):
+            total = sum(a * int(b) for a, b in zip(whole, codes[:, j])) * step * float(scales[j])
+            out[i, j] = activated(total + float(bias[j]), name)
+    return out
+
+
 # Co-clustered attention (docs/coclustered.md)
 
 

@@ -1,0 +1,10 @@
+/* AVX2: two steps of 16 bits. 4 x 3 sums of 8 lanes. */
+#if defined(__x86_64__) || defined(__i386__)
+#pragma GCC target("avx2,fma")
+#define ISA avx2
+#define TILE avx2
+#define VB 32
+#define MR 4
+#define NV 3
+#include "int8_tile.h"
+#endif

@@ -1,0 +1,10 @@
+/* AVX-512 without VNNI: two steps of 16 bits. 8 x 3 sums of 16 lanes. */
+#if defined(__x86_64__) || defined(__i386__)
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+#define ISA avx512
+#define TILE avx512
+#define VB 64
+#define MR 8
+#define NV 3
+#include "int8_tile.h"
+#endif

@@ -1,0 +1,11 @@
+/* AVX2 with AVX-VNNI: 4 x 3 sums of 8 lanes. */
+#if defined(__x86_64__) || defined(__i386__)
+#pragma GCC target("avx2,fma,avxvnni")
+#define ISA avxvnni
+#define TILE avx2
+#define VB 32
+#define MR 4
+#define NV 3
+#define VNNI
+#include "int8_tile.h"
+#endif
