@@ -8,6 +8,7 @@ COMMANDS = {
     "dense": "products with a constant weight, against NumPy, ONNX Runtime and PyTorch",
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "pareto": "error against time of every method, on what trained models give it; rivals included",
+    "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
 }
 

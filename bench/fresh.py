@@ -66,6 +66,39 @@ def _memory(subject: str, length: str, n_threads: str) -> dict:
     return {"bytes": max(0, grown - case.output_bytes)}
 
 
+def _encoder(name: str, length: str, n_threads: str) -> dict:
+    """Peak memory of an encoder beyond what goes in and comes out; weights were there before."""
+    from bench import encoders, memory
+
+    if not memory.is_measurable():
+        return {"bytes": None}
+    built = encoders.subject(name, int(length), int(n_threads))
+    encoders.subject(name, 256, int(n_threads))(encoders.tokens(256))
+    x = encoders.tokens(int(length))
+    return {"bytes": max(0, memory.peak(lambda: built(x)) - x.nbytes)}
+
+
+def _layer(name: str, length: str, n_threads: str) -> dict:
+    """The same of an attention layer alone: CAST by its clustering, or PyTorch's with its matrix kept."""
+    from bench import encoders, memory
+
+    if not memory.is_measurable():
+        return {"bytes": None}
+
+    def build(n: int):
+        w, x = encoders.weights(encoders.n_clusters(n)), encoders.tokens(n)
+        if name == encoders.MATRIX:
+            run = encoders.torch_layer(w, int(n_threads), keeps_matrix=True)
+            return lambda: run(x)
+        layer = encoders.cast_attention(w, n, name)
+        return lambda: layer(x, n_threads=int(n_threads))
+
+    build(256)()
+    run = build(int(length))
+    return {"bytes": max(0, memory.peak(run) - 4 * int(length) * encoders.DIM)}
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    print(json.dumps({"import": _import, "first": _first, "memory": _memory}[what](*rest)))
+    measure = {"import": _import, "first": _first, "memory": _memory, "encoder": _encoder, "layer": _layer}[what]
+    print(json.dumps(measure(*rest)))

@@ -24,9 +24,9 @@ from bench.rows import Row, tokens
 from bench.speed import Settings
 from bench.subjects import call
 from pyclattn import _dispatch, _threads
-from pyclattn.functional import _grouping, _metric, clustered, coclustered, dense, exact
+from pyclattn.functional import _grouping, _metric, cast, clustered, coclustered, dense, exact
 
-CALLERS: tuple[ModuleType, ...] = (_grouping, _metric, clustered, coclustered, dense, exact)
+CALLERS: tuple[ModuleType, ...] = (_grouping, _metric, cast, clustered, coclustered, dense, exact)
 IMPROVED = {
     "hash": ("clustering.hash_rows",),
     "lloyd": ("clustering.hamming_lloyd", "clustering.hamming_assign", "clustering.hamming_update"),

@@ -1,0 +1,80 @@
+"""Ten families of solids as clouds of 1,024 points: a Centroid network against a plain one with as many blocks.
+
+    python export/examples/point_clouds.py
+
+The Centroid network takes every sixteenth point, each the farthest from those before it, moves them towards their 32
+nearest neighbours, and goes on with these.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyclattn_export.examples.data import point_clouds
+from pyclattn_export.examples.network import Block, CentroidBlock, Nothing, SelfAttention
+from pyclattn_export.examples.training import Batch, Example, main
+from pyclattn_export.torch_layers import CentroidAttention
+
+DIM, N_HEADS, HIDDEN = 32, 2, 64
+N_POINTS, SHARE, N_NEIGHBORS = 1024, 16, 32
+BATCH, N_STEPS, N_TEST = 16, 360, 500
+TEST_SEED = 2
+
+
+class CloudClassifier(nn.Module):
+    """Points and their distance from the middle, a first block that may make fewer of them, further blocks."""
+
+    def __init__(self, first: nn.Module, others: list[nn.Module]):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(4, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM))
+        self.first, self.others = first, nn.ModuleList(others)
+        self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, point_clouds.N_CLASSES)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(B, N, 3) to logits (B, 10)."""
+        distance = points.square().sum(-1, keepdim=True).sqrt()
+        x = self.embed(torch.cat([points, distance], -1))
+        x = self.first(x, points) if isinstance(self.first, CentroidBlock) else self.first(x)
+        for block in self.others:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+def plain_block() -> nn.Module:
+    return Block(SelfAttention(DIM, N_HEADS), DIM, HIDDEN)
+
+
+def plain() -> CloudClassifier:
+    return CloudClassifier(plain_block(), [plain_block()])
+
+
+def centroid(n_points: int = N_POINTS) -> CloudClassifier:
+    attention = CentroidAttention(DIM, N_HEADS, n_points // SHARE, init="farthest", n_neighbors=N_NEIGHBORS)
+    return CloudClassifier(CentroidBlock(attention, DIM, HIDDEN), [plain_block()])
+
+
+def without() -> CloudClassifier:
+    return CloudClassifier(Block(Nothing(), DIM, HIDDEN), [Block(Nothing(), DIM, HIDDEN)])
+
+
+def batch(rng: np.random.Generator) -> Batch:
+    points, labels = point_clouds.generate(2 * point_clouds.N_CLASSES, N_POINTS, int(rng.integers(1 << 62)))
+    chosen = rng.permutation(len(labels))[:BATCH]
+    return {"points": points[chosen]}, labels[chosen]
+
+
+@cache
+def test() -> Batch:
+    points, labels = point_clouds.generate(N_TEST, N_POINTS, TEST_SEED)
+    return {"points": points}, labels
+
+
+NETWORKS = {"exact": plain, "centroid": centroid, "none": without}
+EXAMPLE = Example("point_clouds", NETWORKS, batch, test, N_STEPS)
+
+if __name__ == "__main__":
+    main(EXAMPLE, __doc__)
