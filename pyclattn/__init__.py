@@ -1,10 +1,12 @@
 """Clustered attention for NumPy: trained transformers over long input on a CPU, without a deep-learning framework."""
 
 from pyclattn.functional.cast import cast_attention
+from pyclattn.functional.centroid import centroid_attention, mean_pool_tokens
 from pyclattn.functional.clustered import clustered_attention, improved_clustered_attention
 from pyclattn.functional.clustering import Clusters, cluster_queries, hash_queries, kmeans
 from pyclattn.functional.coclustered import coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
+from pyclattn.functional.points import farthest_point_sampling, nearest_neighbors
 
 __version__ = "0.1.0"
 
@@ -14,14 +16,18 @@ __all__ = [
     "Plan",
     "calibrate",
     "cast_attention",
+    "centroid_attention",
     "cluster_queries",
     "clustered_attention",
     "coclustered_attention",
+    "farthest_point_sampling",
     "hash_queries",
     "improved_clustered_attention",
     "kmeans",
     "load",
     "load_weights",
+    "mean_pool_tokens",
+    "nearest_neighbors",
     "scaled_dot_product_attention",
 ]
 

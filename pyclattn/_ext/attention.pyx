@@ -8,7 +8,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_best, tile_isa
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
+)
 
 cdef double LOG2E = 1.4426950408889634
 
@@ -254,24 +256,6 @@ def attend(
                     w.isa.store(p.o, p.mass, min(w.lanes, n_queries - i * w.lanes), width, 1.0, NULL,
                                 &out[batch, head, start + first + i * w.lanes, 0], o_stride, NULL)
         free(w.memory)
-
-
-cdef long list_room(long topk) noexcept nogil:
-    """Room for as many newcomers as there are best ones, and at least 32: cutting costs 32 passes."""
-    return <long> padded(topk + max(topk, 32))
-
-
-cdef void best_at(tile_best *best, float *memory, long lanes, long topk) noexcept nogil:
-    best.topk, best.room = topk, list_room(topk)
-    best.threshold = memory
-    best.counts = <long *> (memory + padded(lanes))
-    best.scores = <float *> (best.counts + padded(lanes))
-    best.rows = <int64_t *> (best.scores + lanes * best.room)
-
-
-cdef size_t best_size(long lanes, long topk) noexcept nogil:
-    """Floats that `best_at` needs."""
-    return 3 * padded(lanes) + 3 * lanes * list_room(topk)
 
 
 def attend_centroids(

@@ -44,6 +44,9 @@ cdef extern from "tile.h" nogil:
         void (*tail)(float *, const float *, long, long, const float *, const float *) noexcept nogil
         void (*tilt)(float *, long, const float *, const float *, long, const float *, const float *,
                      const float *) noexcept nogil
+        void (*share)(float *, long, long, long, float *) noexcept nogil
+        void (*apart)(const float *, long, long, long, const float *, long, float *, float *) noexcept nogil
+        long (*farthest)(const float *, long, long, const float *, float *) noexcept nogil
         void (*laplace)(float *, long, long) noexcept nogil
         void (*add_shares)(const float *, long, long, const float *, float *) noexcept nogil
         float (*fma_loop)(long) noexcept nogil
@@ -64,3 +67,21 @@ cdef extern from *:
     float *new_floats(size_t n) noexcept nogil
 
 cdef const tile_isa *current() noexcept nogil
+
+
+cdef inline long list_room(long topk) noexcept nogil:
+    """Room for as many newcomers as there are best ones, and at least 32: cutting costs 32 passes."""
+    return <long> padded(topk + max(topk, 32))
+
+
+cdef inline void best_at(tile_best *best, float *memory, long lanes, long topk) noexcept nogil:
+    best.topk, best.room = topk, list_room(topk)
+    best.threshold = memory
+    best.counts = <long *> (memory + padded(lanes))
+    best.scores = <float *> (best.counts + padded(lanes))
+    best.rows = <int64_t *> (best.scores + lanes * best.room)
+
+
+cdef inline size_t best_size(long lanes, long topk) noexcept nogil:
+    """Floats that `best_at` needs."""
+    return 3 * padded(lanes) + 3 * lanes * list_room(topk)

@@ -292,6 +292,8 @@ static void tile_nearest(const float *s, long n, long vectors, const float *offs
 
 #include "tails.h"
 #include "cast.h"
+#include "centroids.h"
+#include "points.h"
 
 #define TEXT(x) #x
 #define NAME(x) TEXT(x)
@@ -301,5 +303,6 @@ const tile_isa TABLE_NAME(ISA) = {
     NAME(ISA), LANES, VL, MR, 2.0 * MR * LANES,
     tile_load, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
     tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_finish,
-    tile_part, tile_tail, tile_tilt, tile_laplace, tile_add_shares, tile_fma_loop,
+    tile_part, tile_tail, tile_tilt, tile_share, tile_apart, tile_farthest,
+    tile_laplace, tile_add_shares, tile_fma_loop,
 };

@@ -88,6 +88,14 @@ typedef struct {
     void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top);
     void (*tilt)(float *u, long rank, const float *center, const float *spreads, long vectors, const float *tail_m,
                  const float *tail_mass, const float *m);
+    /* what centroid attention needs (centroids.h): rows of scores over n_lanes lanes, of panels panel_stride apart, become
+     * 2^(s - the row's largest), lanes without a centroid 0; totals[k] = their sum */
+    void (*share)(float *s, long panel_stride, long n, long n_lanes, float *totals);
+    /* square distances (points.h): s[k] = -|points[k] - panel|^2 */
+    void (*apart)(const float *points, long stride, long n, long depth, const float *panel, long vectors, float *s,
+                  float *group_peaks);
+    /* nearest <- min(nearest, square distance to the center), of whole panels; the first place of the largest */
+    long (*farthest)(const float *panels, long n_panels, long depth, const float *center, float *nearest);
     /* what CAST needs (cast.h): s <- the Laplace attention function of s; total[k] += s[k] * factor */
     void (*laplace)(float *s, long n, long vectors);
     void (*add_shares)(const float *s, long n, long vectors, const float *factor, float *total);

@@ -1,0 +1,236 @@
+"""Centroid attention: inputs go by in blocks, centroids are the lanes of several panels (centroids.h)."""
+
+from libc.math cimport exp
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from pyclattn._ext.isa cimport TILE_KEYS, current, draw_task, new_floats, padded, tile_isa
+
+cdef double LOG2E = 1.4426950408889634
+# Scores of a block: 2^17 floats = 512 kB, half of a second-level cache; but at least 16 inputs share a panel.
+cdef long MOST_SCORES = 1 << 17
+cdef long LEAST_INPUTS = 16
+
+
+cdef struct Work:
+    const tile_isa *isa
+    float *memory
+    long depth, width, lanes, n_panels, n_rows
+    float *queries  # panels [n_panels][depth][lanes]
+    float *o        # [n_panels][width][lanes]
+    float *s        # [n_panels][n_rows][lanes]
+    float *peaks
+    float *ones     # [lanes]
+    float *totals   # [n_rows]
+    float *keys     # a block of keys, packed where rows do not lie side by side
+    float *values   # a block of values, divided by the sums of their rows
+
+
+cdef bint work_new(Work *w, long depth, long width, long n_centroids) noexcept nogil:
+    """Buffers of one thread. False where memory is out."""
+    cdef size_t lanes, n_panels, n_rows
+    cdef long i
+    w.isa = current()
+    w.depth, w.width, w.lanes = depth, width, w.isa.lanes
+    w.n_panels = (n_centroids + w.lanes - 1) // w.lanes
+    w.n_rows = max(LEAST_INPUTS, min(TILE_KEYS, MOST_SCORES // max(1, w.n_panels * w.lanes) // 8 * 8))
+    lanes, n_panels, n_rows = padded(w.lanes), w.n_panels, w.n_rows
+    w.memory = new_floats(n_panels * lanes * (depth + width + n_rows) + (n_rows + 2) * lanes
+                          + padded(n_rows) + padded(n_rows * depth) + padded(n_rows * width))
+    if w.memory == NULL:
+        return False
+    w.queries = w.memory
+    w.o = w.queries + n_panels * lanes * depth
+    w.s = w.o + n_panels * lanes * width
+    w.peaks = w.s + n_panels * lanes * n_rows
+    w.ones = w.peaks + (n_rows + 1) * lanes
+    w.totals = w.ones + lanes
+    w.keys = w.totals + padded(n_rows)
+    w.values = w.keys + padded(n_rows * depth)
+    for i in range(w.lanes):
+        w.ones[i] = 1
+    return True
+
+
+cdef long in_panel(Work *w, long number, long n_centroids) noexcept nogil:
+    return min(w.lanes, n_centroids - number * w.lanes)
+
+
+cdef void gather_block(Work *w, long n_centroids, const float *keys, long key_stride, const float *values,
+                       long value_stride, const int64_t *index, long n, long value_width) noexcept nogil:
+    """What `n` inputs give to all centroids; column `value_width`, where there is one, is their mass."""
+    cdef long i, k, e, vectors, row, score_stride = w.depth
+    cdef const float *scored = keys
+    cdef const float *value
+    cdef float share
+    if index != NULL or key_stride != w.depth:  # rows far apart cost a page each, for every panel
+        for k in range(n):
+            row = index[k] if index != NULL else k
+            memcpy(w.keys + k * w.depth, keys + row * key_stride, w.depth * sizeof(float))
+        scored = w.keys
+    for i in range(w.n_panels):
+        vectors = (in_panel(w, i, n_centroids) + w.isa.vector - 1) // w.isa.vector
+        w.isa.score(scored, score_stride, n, w.depth, w.queries + i * w.depth * w.lanes, vectors,
+                    w.s + i * w.n_rows * w.lanes, w.peaks)
+    w.isa.share(w.s, w.n_rows * w.lanes, n, n_centroids, w.totals)
+    for k in range(n):
+        value = values + (index[k] if index != NULL else k) * value_stride
+        share = 1 / w.totals[k]
+        for e in range(value_width):
+            w.values[k * w.width + e] = value[e] * share
+        for e in range(value_width, w.width):
+            w.values[k * w.width + e] = share
+    for i in range(w.n_panels):
+        vectors = (in_panel(w, i, n_centroids) + w.isa.vector - 1) // w.isa.vector
+        w.isa.accumulate(w.values, w.width, n, w.width, w.s + i * w.n_rows * w.lanes, vectors, w.ones,
+                         w.o + i * w.width * w.lanes)
+
+
+def gather_inputs(
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[::1] query_index,
+    const float[:, :, :, :] key, const float[:, :, :, :] value, const int64_t[:, ::1] key_spans,
+    const int64_t[::1] key_index, double scale, const int64_t[:, ::1] tasks, long chunk,
+    float[:, :, :, :, ::1] values, float[:, :, :, ::1] masses, int64_t[::1] counter,
+):
+    """What `chunk` inputs give to each centroid (see `pyclattn.reference.centroid`)."""
+    cdef:
+        Work w
+        long depth = query.shape[3], value_width = value.shape[3], width = value_width + (masses is not None)
+        long q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
+        long group = query.shape[1] // max(key.shape[1], 1)
+        long task, sequence, head, first, part, batch, n_centroids, n, i, lane, c
+        int64_t centroids, inputs, at, stop
+        const int64_t *chosen
+        const int64_t *index
+        const float *keys
+        const float *rows
+        const float *panel
+
+    with nogil:
+        if not work_new(&w, depth, width, query.shape[2]):
+            with gil:
+                raise MemoryError("no memory for one block of centroid attention")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            sequence, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+            part, batch = first // chunk, query_spans[sequence, 0]
+            centroids, n_centroids = query_spans[sequence, 1], query_spans[sequence, 2] - query_spans[sequence, 1]
+            if n_centroids == 0:
+                continue
+            inputs = key_spans[sequence, 1]
+            at, stop = inputs + first, min(key_spans[sequence, 2], inputs + first + chunk)
+            keys, rows = &key[batch, head // group, 0, 0], &value[batch, head // group, 0, 0]
+            chosen, index = NULL, NULL
+            if query_index is not None:
+                chosen = &query_index[centroids]
+            w.n_panels = (n_centroids + w.lanes - 1) // w.lanes
+            memset(w.o, 0, <size_t> w.n_panels * width * w.lanes * sizeof(float))
+            for i in range(w.n_panels):
+                c = i * w.lanes
+                w.isa.load(&query[batch, head, 0 if chosen != NULL else centroids + c, 0], q_stride,
+                           NULL if chosen == NULL else chosen + c, in_panel(&w, i, n_centroids), depth,
+                           <float> (scale * LOG2E), w.queries + i * depth * w.lanes)
+            while at < stop:
+                n = min(w.n_rows, stop - at)
+                if key_index is not None:
+                    index = &key_index[at]
+                    gather_block(&w, n_centroids, keys, k_stride, rows, v_stride, index, n, value_width)
+                else:
+                    gather_block(&w, n_centroids, keys + at * k_stride, k_stride, rows + at * v_stride, v_stride,
+                                 NULL, n, value_width)
+                at += n
+            for i in range(w.n_panels):
+                c, n = i * w.lanes, in_panel(&w, i, n_centroids)
+                panel = w.o + i * width * w.lanes
+                if value_width > 0:
+                    w.isa.store(panel, w.ones, n, value_width, 1.0, NULL,
+                                &values[part, batch, head, 0 if chosen != NULL else centroids + c, 0], value_width,
+                                NULL if chosen == NULL else chosen + c)
+                for lane in range(n if masses is not None else 0):
+                    masses[part, batch, head, chosen[c + lane] if chosen != NULL else centroids + c + lane] = (
+                        panel[value_width * w.lanes + lane])
+        free(w.memory)
+
+
+cdef double dot(const float *a, const float *b, long n) noexcept nogil:
+    cdef double total = 0
+    cdef long i
+    for i in range(n):
+        total += <double> a[i] * b[i]
+    return total
+
+
+def weigh_pairs(
+    const float[:, :, :, :] query, const float[:, :, :, :] key, const int64_t[:, :, ::1] neighbors,
+    const int64_t[::1] pairs, const int64_t[:, ::1] offsets, double scale, const int64_t[:, ::1] tasks, long chunk,
+    float[:, :, :, ::1] weights, int64_t[::1] counter,
+):
+    """Softmax within groups of pairs (see `pyclattn.reference.centroid`)."""
+    cdef:
+        long depth = query.shape[3], n_neighbors = neighbors.shape[2], group = query.shape[1] // max(key.shape[1], 1)
+        long task, batch, head, first, at
+        int64_t t, pair, j, row, start, stop
+        float *own
+        float logit, peak = 0
+        double total
+
+    with nogil:
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            batch, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+            for at in range(first, min(first + chunk, offsets.shape[1] - 1)):
+                start, stop = offsets[batch, at], offsets[batch, at + 1]
+                if start == stop:
+                    continue
+                own = &weights[batch, head, 0, 0]
+                for t in range(start, stop):
+                    pair, j = pairs[t], pairs[t] // n_neighbors
+                    row = neighbors[batch, j, pair % n_neighbors]
+                    logit = <float> (scale * dot(&query[batch, head, j, 0], &key[batch, head // group, row, 0], depth))
+                    own[pair] = logit
+                    peak = logit if t == start or logit > peak else peak
+                total = 0
+                for t in range(start, stop):
+                    own[pairs[t]] = <float> exp(own[pairs[t]] - peak)
+                    total += own[pairs[t]]
+                for t in range(start, stop):
+                    own[pairs[t]] = <float> (own[pairs[t]] / total)
+
+
+def gather_pairs(
+    const float[:, :, :, :] value, const int64_t[:, :, ::1] neighbors, const float[:, :, :, ::1] weights,
+    bint is_divided, const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """The values of each centroid's neighbours, weighed (see `pyclattn.reference.centroid`)."""
+    cdef:
+        long width = value.shape[3], group = out.shape[1] // max(value.shape[1], 1), n_neighbors = neighbors.shape[2]
+        long task, batch, head, first, j, k, e
+        const float *row
+        float *total
+        float weight
+        double mass
+
+    with nogil:
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0] or width == 0:
+                break
+            batch, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+            for j in range(first, min(first + chunk, out.shape[2])):
+                total, mass = &out[batch, head, j, 0], 0
+                memset(total, 0, width * sizeof(float))
+                for k in range(n_neighbors):
+                    weight = weights[batch, head, j, k]
+                    if weight == 0:  # also where there is no neighbour
+                        continue
+                    mass += weight
+                    row = &value[batch, head // group, neighbors[batch, j, k], 0]
+                    for e in range(width):
+                        total[e] += weight * row[e]
+                for e in range(width if is_divided and mass != 0 else 0):
+                    total[e] = <float> (total[e] / mass)
