@@ -43,7 +43,7 @@ def example(kind: listops.Class, n_clusters: int, cluster_size: int, name: str, 
 
     def load(n: int, seed: int) -> Batch:
         tokens, padding, labels = listops.generate(n, seed, kind)
-        return {"tokens": tokens, "key_padding_mask": padding}, labels
+        return {"inputs": tokens, "key_padding_mask": padding}, labels
 
     train = cache(partial(load, N_TRAIN, TRAIN_SEED))
 

@@ -74,9 +74,9 @@ class Classifier(nn.Module):
         self.embed, self.blocks = embed, nn.ModuleList(blocks)
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, n_classes)
 
-    def forward(self, given: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """What ``embed`` takes, and (B, N) True where there is padding, to logits (B, n_classes)."""
-        x = self.embed(given)
+        x = self.embed(inputs)
         for block in self.blocks:
             x = block(x, key_padding_mask)
         return self.head(pooled(self.norm(x), key_padding_mask))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyclattn_export.examples.data import pixels
 from pyclattn_export.examples.network import Block, Classifier, MakeAttention, Nothing, SelfAttention
-from pyclattn_export.examples.training import Batch, Example, main
+from pyclattn_export.examples.training import Arrays, Batch, Example, main
 from pyclattn_export.torch_layers import CASTAttention
 
 DIM, N_HEADS, N_BLOCKS, HIDDEN = 32, 2, 2, 64
@@ -59,12 +59,18 @@ def batch(rng: np.random.Generator) -> Batch:
     """Images moved at random."""
     all_images, labels = images(0)
     chosen = rng.integers(0, len(labels), BATCH)
-    return {"pixels": pixels.sequences(all_images[chosen], pixels.random_moves(BATCH, rng))}, labels[chosen]
+    return {"inputs": pixels.sequences(all_images[chosen], pixels.random_moves(BATCH, rng))}, labels[chosen]
 
 
 def test() -> Batch:
     all_images, labels = images(1)
-    return {"pixels": pixels.sequences(all_images)}, labels
+    return {"inputs": pixels.sequences(all_images)}, labels
+
+
+def source() -> Arrays:
+    """The images of the test set, a byte a pixel."""
+    all_images, labels = images(1)
+    return {"images": all_images.astype(np.uint8), "labels": labels}
 
 
 def cast(clustering: str, attention: str) -> MakeAttention:
@@ -81,7 +87,9 @@ KINDS: dict[str, MakeAttention] = {
     "sa_topk-laplace": cast("sa_topk", "laplace"),
     "none": Nothing,
 }
-EXAMPLE = Example("pixels", {name: partial(network, kind) for name, kind in KINDS.items()}, batch, test, N_STEPS)
+EXAMPLE = Example(
+    "pixels", {name: partial(network, kind) for name, kind in KINDS.items()}, batch, test, N_STEPS, source=source
+)
 
 if __name__ == "__main__":
     main(EXAMPLE, __doc__)

@@ -54,13 +54,13 @@ def network(blocks: Callable[[], list[nn.Module]]) -> Classifier:
 def batch(rng: np.random.Generator) -> Batch:
     letters, labels = tokens.generate(BATCH, int(rng.integers(1 << 62)))
     shift = rng.permutation(BATCH)
-    return {"tokens": letters[shift]}, labels[shift]
+    return {"inputs": letters[shift]}, labels[shift]
 
 
 @cache
 def test() -> Batch:
     letters, labels = tokens.generate(N_TEST, TEST_SEED)
-    return {"tokens": letters}, labels
+    return {"inputs": letters}, labels
 
 
 KINDS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import pyclattn
+from pyclattn_export.from_torch import from_torch
 
 Arrays = dict[str, np.ndarray]
 Batch = tuple[Arrays, np.ndarray]  # what the network takes, by name and in its order; labels
@@ -40,6 +44,7 @@ class Example:
     test: Callable[[], Batch]
     n_steps: int
     rate: float = 2e-3
+    source: Callable[[], Arrays] | None = None  # of the test set, where it is not made from a seed
 
 
 def main(example: Example, about: str | None) -> None:
@@ -50,6 +55,7 @@ def main(example: Example, about: str | None) -> None:
     parser.add_argument("--steps", type=int, default=example.n_steps)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="train even what has been trained")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="also put what tests need here")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +66,10 @@ def main(example: Example, about: str | None) -> None:
             curve = train(network, example, given.steps, name)
             path.with_suffix(".json").write_text(json.dumps(curve))
             torch.save(network.state_dict(), path)
+    proofs = [prove(example, name, given.out) for name in given.only]
+    print(table(example.name, proofs))
+    if given.keep:
+        keep(example, proofs, given.out, given.keep)
 
 
 def build(example: Example, name: str) -> nn.Module:
@@ -99,6 +109,57 @@ def train(network: nn.Module, example: Example, n_steps: int, name: str) -> dict
 def _rate(done: float) -> float:
     """Up in a line, down along a cosine."""
     return done / WARM_UP if done < WARM_UP else 0.5 + 0.5 * math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))
+
+
+def prove(example: Example, name: str, folder: Path) -> dict:
+    """Export what was trained and run the whole test set through both.
+
+    Returns
+    -------
+    dict
+        Name, parameters, accuracy of both, the share of equal predictions, the largest difference of logits, and the
+        curve of training.
+    """
+    network, path = build(example, name), folder / f"{example.name}-{name}.pt"
+    network.load_state_dict(torch.load(path, weights_only=True))
+    inputs, labels = example.test()
+    from_torch(network, _rows(inputs, 0), path.with_suffix(".safetensors"))
+    model = pyclattn.load(path.with_suffix(".safetensors"))
+    theirs = logits(network, inputs)
+    ours = np.concatenate([model(**_rows(inputs, at))["output"] for at in range(0, len(labels), AT_ONCE)])
+    return {
+        "name": name,
+        "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "n_test": len(labels),
+        "accuracy_torch": float((theirs.argmax(1) == labels).mean()),
+        "accuracy": float((ours.argmax(1) == labels).mean()),
+        "same_predictions": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+        "largest_difference": float(np.abs(ours - theirs).max()),
+        "curve": json.loads(path.with_suffix(".json").read_text()),
+    }
+
+
+def keep(example: Example, proofs: list[dict], source: Path, target: Path) -> None:
+    """Exported networks, what was found, and the test set where no seed makes it."""
+    target.mkdir(parents=True, exist_ok=True)
+    for proof in proofs:
+        name = f"{example.name}-{proof['name']}.safetensors"
+        shutil.copyfile(source / name, target / name)
+    (target / f"{example.name}.json").write_text(json.dumps(proofs) + "\n")
+    if example.source is not None:
+        np.savez_compressed(target / f"{example.name}.npz", **example.source())
+
+
+def table(title: str, proofs: list[dict]) -> str:
+    """What `prove` found, a line for each network; a difference above 1e-4 is marked."""
+    lines = [f"{title:16} {'parameters':>10} {'PyTorch':>9} {'pyclattn':>9} {'same':>8} {'difference':>11}"]
+    for p in proofs:
+        mark = "" if p["largest_difference"] <= LARGEST_DIFFERENCE and p["same_predictions"] == 1 else "  <- too large"
+        lines.append(
+            f"{p['name']:16} {p['n_parameters']:>10,} {p['accuracy_torch']:>9.1%} {p['accuracy']:>9.1%} "
+            f"{p['same_predictions']:>8.2%} {p['largest_difference']:>11.1e}{mark}"
+        )
+    return "\n".join(lines)
 
 
 def logits(network: nn.Module, inputs: Arrays) -> np.ndarray:
