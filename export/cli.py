@@ -1,23 +1,26 @@
-"""The command line: ``pyclattn-export onnx model.onnx -o model.safetensors``."""
+"""The command line: ``pyclattn-export onnx model.onnx`` or ``torch module.py:build``, ``-o model.safetensors``."""
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pyclattn.errors import ArgumentError, PyclattnError
 from pyclattn.plan import parse_attention
-from pyclattn_export.convert import convert
+from pyclattn_export.convert import Conversion, convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 for an error or a verification that failed."""
     arguments = _parser().parse_args(argv)
     try:
-        return _onnx(arguments)
+        return {"onnx": _onnx, "torch": _torch}[arguments.command](arguments)
     except (PyclattnError, OSError) as error:
         print(f"pyclattn-export: {error}", file=sys.stderr)
         return 1
@@ -28,7 +31,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     onnx = commands.add_parser("onnx", help="an ONNX file of opset 11 to 24")
     onnx.add_argument("model", help="the .onnx file; external data are found beside it")
-    onnx.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
     onnx.add_argument(
         "--dynamic", action="append", default=[], metavar="INPUT:AXES", help="leave axes open, as input_image:2,3"
     )
@@ -45,8 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     onnx.add_argument(
         "--size", action="append", default=[], metavar="NAME=N", help="length of an open axis in random input"
     )
-    onnx.add_argument("--golden", metavar="FILE", help="write inputs and ONNX Runtime's outputs as .npz")
-    onnx.add_argument("--threads", type=int, metavar="N", help="threads for verification")
+    torch = commands.add_parser("torch", help="a PyTorch module; what it gives is compared with torch")
+    torch.add_argument(
+        "module", metavar="FILE.py:NAME", help="a function without arguments that makes the module, or (module, sample)"
+    )
+    torch.add_argument("--weights", metavar="FILE", help="its trained state: .pt, .pth, .ckpt, .bin or .safetensors")
+    torch.add_argument("--sample", metavar="FILE", help=".npz of example inputs, by the names of forward's arguments")
+    torch.add_argument(
+        "--dynamic", action="append", default=[], metavar="INPUT:AXES",
+        help="axes to leave open, as tokens:0=batch,1=length or tokens:0,1; by default each input's first",
+    )  # fmt: skip
+    torch.add_argument("--exporter", choices=("dynamo", "script"), default="dynamo", help="torch's exporter to use")
+    for command, name in ((onnx, "ONNX Runtime"), (torch, "torch")):
+        command.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
+        command.add_argument("--golden", metavar="FILE", help=f"write inputs and {name}'s outputs as .npz")
+        command.add_argument("--threads", type=int, metavar="N", help="threads for verification")
     return parser
 
 
@@ -63,12 +78,78 @@ def _onnx(arguments: argparse.Namespace) -> int:
         golden=arguments.golden,
         n_threads=arguments.threads,
     )
+    return _report(result, arguments.output)
+
+
+def _torch(arguments: argparse.Namespace) -> int:
+    try:
+        from pyclattn_export.from_torch import from_torch
+        from pyclattn_export.state import load_state
+    except ImportError as error:
+        raise ArgumentError(
+            f"converting a PyTorch module needs torch: pip install pyclattn[torch] ({error})"
+        ) from error
+    module, sample = _built(arguments.module)
+    if arguments.sample:
+        sample = _arrays(arguments.sample, "--sample")
+    if sample is None:
+        raise ArgumentError(f"{arguments.module} gives no example inputs beside the module: --sample is needed")
+    if arguments.weights:
+        load_state(module, arguments.weights)
+    result = from_torch(
+        module,
+        sample,
+        arguments.output,
+        dynamic=_named_axes(arguments.dynamic) if arguments.dynamic else None,
+        exporter=arguments.exporter,
+        golden=arguments.golden,
+        n_threads=arguments.threads,
+    )
+    return _report(result, arguments.output)
+
+
+def _report(result: Conversion, output: str) -> int:
     print(result.report)
-    print(f"\n{result.report.n_ops_before} operators became {result.report.n_ops_after}: {arguments.output}")
+    print(f"\n{result.report.n_ops_before} operators became {result.report.n_ops_after}: {output}")
     if result.comparison is None:
         return 0
     print(f"\n{result.comparison}")
     return 0 if result.comparison.passed else 1
+
+
+def _built(given: str) -> tuple[Any, Any]:
+    """What ``module.py:build`` makes: a module, and example inputs or None."""
+    path, colon, name = given.rpartition(":")
+    if not colon or not name.isidentifier() or not Path(path).is_file():
+        raise ArgumentError(f"the module is given as file.py:function, got {given!r}")
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)  # it may import what lies beside it
+    try:
+        build = runpy.run_path(path, run_name="pyclattn_export_module").get(name)
+    finally:
+        sys.path.remove(folder)
+    if not callable(build):
+        raise ArgumentError(f"{path} has no function {name!r}")
+    made = build()
+    return made if isinstance(made, tuple) else (made, None)
+
+
+def _named_axes(given: Sequence[str]) -> dict[str, dict[int, str]]:
+    """``tokens:0=batch,1=length`` as a mapping; an axis without a name has one of its own.
+
+    Examples
+    --------
+    >>> _named_axes(["tokens:0=batch,1"])
+    {'tokens': {0: 'batch', 1: 'tokens_1'}}
+    """
+    result: dict[str, dict[int, str]] = {}
+    for text in given:
+        name, colon, axes = text.rpartition(":")
+        pairs = [axis.partition("=") for axis in axes.split(",")]
+        if not colon or not name or not all(number.isdigit() for number, _, _ in pairs):
+            raise ArgumentError(f"--dynamic is given as tokens:0=batch,1=length, got {text!r}")
+        result[name] = {int(number): label or f"{name}_{number}" for number, _, label in pairs}
+    return result
 
 
 def _dynamic(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -101,12 +182,12 @@ def _sizes(given: Sequence[str]) -> dict[str, int]:
     return result
 
 
-def _arrays(path: str) -> dict[str, np.ndarray]:
+def _arrays(path: str, option: str = "--input") -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, AttributeError) as error:
-        raise ArgumentError(f"--input must be an .npz file of arrays, got {path!r}: {error}") from error
+        raise ArgumentError(f"{option} must be an .npz file of arrays, got {path!r}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Conversion:
     report : Report
         Attentions found, and Softmax operators kept with the reason.
     comparison : Comparison or None
-        With ONNX Runtime, where that was asked for.
+        With the original, where that was asked for.
     """
 
     report: Report
@@ -83,7 +83,9 @@ def convert(
         Naming file and node.
     """
     source, target = Path(source), Path(target)
-    _check_paths(source, target)
+    check_target(target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ArgumentError(f"source and target are the same file, {str(source)!r}")
     verbs = ["load and map", "optimise", "validate", "save"] + (["verify"] if verify or golden else [])
     with tqdm(total=len(verbs), disable=None if progress is None else not progress, bar_format=BAR) as bar:
         done = _steps(bar, verbs)
@@ -125,16 +127,16 @@ def _steps(bar: tqdm, verbs: list[str]):
     return done
 
 
-def _check_paths(source: Path, target: Path) -> None:
+def check_target(target: Path) -> Path:
+    """The path, if a model can be written there."""
     if not target.parent.is_dir():
         raise ArgumentError(f"the target's directory {str(target.parent)!r} does not exist")
     if target.suffix.lower() != ".safetensors":
         raise ArgumentError(f"the target must end in .safetensors, got {target.name!r}")
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ArgumentError(f"source and target are the same file, {str(source)!r}")
+    return target
 
 
-def optimise(program: Program, source: Path, float_attention: bool) -> tuple[Program, Report]:
+def optimise(program: Program, source: Path | str, float_attention: bool) -> tuple[Program, Report]:
     """`pyclattn.graph.passes.optimize`, with the file in what it may raise."""
     try:
         return optimize(program, float_attention=float_attention)

@@ -35,7 +35,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """pyclattn beside ONNX Runtime; ``str(comparison)`` is a table."""
+    """pyclattn beside the original; ``str(comparison)`` is a table."""
 
     differences: list[Difference]
     tolerance: float
@@ -85,11 +85,16 @@ def compare(
     wanted = run_onnxruntime(source, feeds, dynamic, n_threads, is_optimised=not is_quantised(program))
     found = model(**feeds)
     if golden is not None:
-        arrays = {f"input.{name}": array for name, array in feeds.items()}
-        arrays |= {f"output.{name}": array for name, array in wanted.items()}
-        write_atomically(golden, lambda file: np.savez(file, **arrays))
+        keep(golden, feeds, wanted)
     differences = [difference(name, wanted[name], found[name], _padding(feeds)) for name in wanted]
     return Comparison(differences, TOLERANCE_INT8 if is_quantised(program) else TOLERANCE)
+
+
+def keep(golden: str | os.PathLike, feeds: Mapping, outputs: Mapping) -> None:
+    """Write what a model was given and gave as .npz: ``input.name``, ``output.name``."""
+    arrays = {f"input.{name}": array for name, array in feeds.items()}
+    arrays |= {f"output.{name}": array for name, array in outputs.items()}
+    write_atomically(golden, lambda file: np.savez(file, **arrays))
 
 
 def is_quantised(program: Program) -> bool:
@@ -113,7 +118,7 @@ def difference(name: str, wanted: np.ndarray, found: np.ndarray, padding: np.nda
     0.05
     """
     if wanted.shape != found.shape:
-        raise ModelFormatError(f"output {name!r} has shape {found.shape}, ONNX Runtime's has {wanted.shape}")
+        raise ModelFormatError(f"output {name!r} has shape {found.shape}, the original's has {wanted.shape}")
     shape = wanted.shape
     if padding is not None and shape[: padding.ndim] == padding.shape:
         wanted, found = wanted[~padding], found[~padding]

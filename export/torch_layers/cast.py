@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyclattn_export.torch_layers.operators import Result, operator
+
 # Of the Laplace attention function: mean and deviation that match the squared ReLU (Ma et al. 2022, arXiv 2209.10655).
 LAPLACE_MEAN, LAPLACE_DEVIATION = math.sqrt(0.5), math.sqrt(0.25 / math.pi)
 
 
+@operator(
+    "query", "key", "value", "surrogate_tokens", "gate", "key_padding_mask",
+    result=lambda value, **_: Result(value.shape, value.dtype),
+)  # fmt: skip
 def cast_attention(
     query: Tensor,
     key: Tensor,

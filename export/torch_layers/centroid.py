@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pyclattn_export.torch_layers import points
+from pyclattn_export.torch_layers.operators import Result, operator
 
 
+@operator(
+    "query", "key", "value", "neighbors", "key_padding_mask", "centroid_padding_mask",
+    result=lambda query, value, **_: Result((*query.shape[:-1], value.shape[-1]), value.dtype),
+)  # fmt: skip
 def centroid_attention(
     query: Tensor,
     key: Tensor,

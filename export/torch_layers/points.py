@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyclattn_export.torch_layers.operators import Result, operator
+
 # Distances held at once by nearest_neighbors: 16 MB of float32.
 PAIRS = 1 << 22
 
 
+@operator(
+    "points", "key_padding_mask",
+    result=lambda points, n_centroids, **_: Result((points.shape[0], n_centroids), torch.int64),
+)  # fmt: skip
 @torch.no_grad()
 def farthest_point_sampling(points: Tensor, n_centroids: int, key_padding_mask: Tensor | None = None) -> Tensor:
     """As `pyclattn.farthest_point_sampling`: positions (B, M) among points (B, N, P), -1 where none is left."""
@@ -27,6 +33,10 @@ def farthest_point_sampling(points: Tensor, n_centroids: int, key_padding_mask: 
     return torch.stack(found, 1)
 
 
+@operator(
+    "queries", "points", "key_padding_mask",
+    result=lambda queries, n_neighbors, **_: Result((*queries.shape[:2], n_neighbors), torch.int64),
+)  # fmt: skip
 @torch.no_grad()
 def nearest_neighbors(
     queries: Tensor, points: Tensor, n_neighbors: int, key_padding_mask: Tensor | None = None
@@ -50,16 +60,24 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
+@operator(
+    "tokens", "key_padding_mask",
+    result=lambda tokens, n_centroids, **_: Result((tokens.shape[0], n_centroids), torch.int64),
+)  # fmt: skip
 @torch.no_grad()
-def random_positions(x: Tensor, n_centroids: int, seed: int, key_padding_mask: Tensor | None = None) -> Tensor:
+def random_positions(tokens: Tensor, n_centroids: int, seed: int = 0, key_padding_mask: Tensor | None = None) -> Tensor:
     """As `pyclattn.functional.centroid.random_positions`: (B, M) among tokens (B, N, width), -1 where none is left."""
-    drawn = torch.from_numpy(np.random.default_rng(seed).permutation(x.shape[1])).to(x.device)
+    drawn = torch.from_numpy(np.random.default_rng(seed).permutation(tokens.shape[1])).to(tokens.device)
     if key_padding_mask is None:
-        return drawn[:n_centroids].expand(len(x), -1)
+        return drawn[:n_centroids].expand(len(tokens), -1)
     is_padded, order = key_padding_mask[:, drawn].sort(dim=1, stable=True)
     return torch.where(is_padded, -1, drawn[order])[:, :n_centroids]
 
 
+@operator(
+    "tokens", "key_padding_mask",
+    result=lambda tokens, n_centroids, **_: Result((tokens.shape[0], n_centroids, tokens.shape[2]), tokens.dtype),
+)  # fmt: skip
 def mean_pool_tokens(
     tokens: Tensor, n_centroids: int, *, grid: tuple[int, int] | None = None, key_padding_mask: Tensor | None = None
 ) -> Tensor:
@@ -74,7 +92,7 @@ def empty_pools(key_padding_mask: Tensor | None, n_centroids: int, grid: tuple[i
     """Which groups of `mean_pool_tokens` hold nothing but padding: (B, M)."""
     if key_padding_mask is None:
         return None
-    return _in_pools((~key_padding_mask)[..., None].float(), n_centroids, grid)[..., 0] == 0
+    return mean_pool_tokens((~key_padding_mask)[..., None].float(), n_centroids, grid=grid)[..., 0] == 0
 
 
 def _present(tokens: Tensor, key_padding_mask: Tensor | None) -> Tensor:

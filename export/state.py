@@ -1,0 +1,64 @@
+"""Trained weights into a module, and one error for everything that does not fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyclattn.errors import ModelFormatError
+from pyclattn.weights import load_weights
+
+
+def load_state(module: nn.Module, weights: str | os.PathLike | Mapping[str, np.ndarray | Tensor]) -> None:
+    """Fill a module's parameters and buffers.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    weights : path-like or mapping of str to array or tensor
+        A file as `pyclattn.load_weights` reads it, without running what is pickled in it; or a state dict.
+
+    Raises
+    ------
+    ModelFormatError
+        Listing all tensors that are missing, unexpected or of another shape. The module is then as before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> load_state(torch.nn.Linear(3, 2), {"weight": torch.ones(2, 4), "scale": torch.ones(2)})
+    Traceback (most recent call last):
+    ...
+    pyclattn.errors.ModelFormatError: the weights are not those of Linear:
+      missing: bias (2,)
+      unexpected: scale (2,)
+      wrong shape: weight must be (2, 3), got (2, 4)
+    """
+    where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
+    given = weights if isinstance(weights, Mapping) else load_weights(weights)
+    wanted = module.state_dict()
+    problems = [f"missing: {name} {tuple(x.shape)}" for name, x in wanted.items() if name not in given]
+    problems += [f"unexpected: {name} {tuple(x.shape)}" for name, x in given.items() if name not in wanted]
+    problems += [
+        f"wrong shape: {name} must be {tuple(x.shape)}, got {tuple(given[name].shape)}"
+        for name, x in wanted.items()
+        if name in given and tuple(given[name].shape) != tuple(x.shape)
+    ]
+    if problems:
+        raise ModelFormatError(
+            "\n  ".join([f"{where}the weights are not those of {type(module).__name__}:", *problems])
+        )
+    module.load_state_dict({name: _tensor(given[name]) for name in wanted})
+
+
+def _tensor(given: np.ndarray | Tensor) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    array = np.asarray(given)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    return torch.from_numpy(np.array(array))  # a copy: a file's arrays cannot be written to
