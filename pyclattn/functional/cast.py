@@ -356,10 +356,12 @@ def _attend(
         within, summaries,
     )  # fmt: skip
     places, place_offsets = members.places(len(tokens.index))
+    tasks = _ragged.per_chunk(tokens.lengths, n_heads, CHUNK)
+    tasks = tasks[np.lexsort((tasks[:, 2], tasks[:, 0]))]  # a token's heads one after the other: they share pages
     launch(
         "cast.mix", n_threads, q, recipe.surrogates, tokens.spans, tokens.index, of_query, recipe.factor,
-        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries,
-        _ragged.per_chunk(tokens.lengths, n_heads, CHUNK), CHUNK, out,
+        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries, tasks, CHUNK,
+        out,
     )  # fmt: skip
 
 

@@ -7,12 +7,19 @@ method, for a layer or for a call. `from_weights` makes layers from a file's ten
 
 from pyclattn.layers.attention import Heads, MultiHeadAttention
 from pyclattn.layers.basic import Embedding, FeedForward, LayerNorm, Linear, RMSNorm
+from pyclattn.layers.cast import CASTAttention
+from pyclattn.layers.centroid import CentroidAttention, Centroids
+from pyclattn.layers.clustered import ClusteredAttention
 from pyclattn.layers.encoder import Encoder, EncoderLayer
 from pyclattn.layers.rotary import Angles, Rotary, rotate
 from pyclattn.layers.weights import from_weights
 
 __all__ = [
     "Angles",
+    "CASTAttention",
+    "CentroidAttention",
+    "Centroids",
+    "ClusteredAttention",
     "Embedding",
     "Encoder",
     "EncoderLayer",

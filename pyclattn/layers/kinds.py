@@ -14,6 +14,9 @@ import numpy as np
 
 from pyclattn.layers.attention import MultiHeadAttention
 from pyclattn.layers.basic import Embedding, FeedForward, LayerNorm, Linear, Norm, RMSNorm
+from pyclattn.layers.cast import CASTAttention
+from pyclattn.layers.centroid import CentroidAttention
+from pyclattn.layers.clustered import ClusteredAttention
 from pyclattn.layers.encoder import Encoder, EncoderLayer
 
 Template = dict[str, tuple[str | int, ...]]  # our name -> axes
@@ -92,9 +95,20 @@ def _attention(tensors: Tensors, settings: Settings) -> MultiHeadAttention:
     return MultiHeadAttention(settings["n_heads"], **more)
 
 
+def _clustered(tensors: Tensors, settings: Settings) -> ClusteredAttention:
+    more = {n: value for n, value in settings.items() if n not in ("fused", "shares_query")}
+    projections = {n: linear(tensors, n) for n in ("qkv", "query", "key", "value", "out") if f"{n}.weight" in tensors}
+    return ClusteredAttention(**projections, **more)
+
+
+def _kind_of_attention(settings: Settings) -> Kind:
+    """Of an encoder's layers."""
+    return KINDS[settings.get("attention_kind", "attention")]
+
+
 def _encoder_layer_template(settings: Settings) -> Template:
     return {
-        **under("attention", _attention_template(settings)),
+        **under("attention", _kind_of_attention(settings).template(settings)),
         **under("attention_norm", norm_template(settings)),
         **under("feed_forward", _feed_forward_template(settings)),
         **under("feed_forward_norm", norm_template(settings)),
@@ -102,8 +116,10 @@ def _encoder_layer_template(settings: Settings) -> Template:
 
 
 def _encoder_layer(tensors: Tensors, settings: Settings) -> EncoderLayer:
+    kind = _kind_of_attention(settings)
+    own = {n: value for n, value in settings.items() if n in kind.settings}
     return EncoderLayer(
-        _attention(part(tensors, "attention"), settings),
+        kind.build(part(tensors, "attention"), own),
         _feed_forward(part(tensors, "feed_forward"), settings),
         norm(part(tensors, "attention_norm"), settings),
         norm(part(tensors, "feed_forward_norm"), settings),
@@ -126,9 +142,52 @@ def _encoder(tensors: Tensors, settings: Settings) -> Encoder:
     return Encoder(tuple(layers), norm(part(tensors, "norm"), settings) if settings.get("has_norm") else None)
 
 
+def _centroid_template(settings: Settings) -> Template:
+    return {
+        **under("query_proj", linear_template("query features", "width")),
+        **under("key_proj", linear_template("query features", "width")),
+        **under("value_proj", linear_template("value features", "width")),
+        **under("out_proj", linear_template("width", "value features")),
+    }
+
+
+def _centroid(tensors: Tensors, settings: Settings) -> CentroidAttention:
+    projections = {n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "out_proj")}
+    return CentroidAttention(**projections, **settings)
+
+
+def _cast_template(settings: Settings) -> Template:
+    return {
+        **under("query_proj", linear_template("query features", "width")),
+        **under("key_proj", linear_template("query features", "width")),
+        **under("value_proj", linear_template("value features", "width")),
+        "surrogate_tokens": ("clusters", "heads", "head features"),
+        **under("gate", linear_template(1, "width")),
+        **under("out_proj", linear_template("width", "value features")),
+    }
+
+
+def _cast(tensors: Tensors, settings: Settings) -> CASTAttention:
+    layers = {n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "gate", "out_proj")}
+    return CASTAttention(surrogate_tokens=tensors["surrogate_tokens"], **layers, **settings)
+
+
 _OF_ATTENTION = ("n_heads", "n_kv_heads", "fused", "shares_query", "rotary", "scale", "attention", "name")
+_OF_CENTROID = (
+    "n_heads", "n_centroids", "init", "normalize", "n_steps", "eps", "n_neighbors", "grid", "has_class_token", "seed",
+    "scale",
+)  # fmt: skip
+_OF_CAST = ("cluster_size", "clustering", "attention", "gate_temperature", "scale")
+_OF_CLUSTERED = (
+    "n_heads", "n_kv_heads", "shares_query", "rotary", "scale", "name", "n_clusters", "topk", "clustering", "n_bits",
+    "n_iterations", "seed",
+)  # fmt: skip
 _OF_FEED_FORWARD = ("activation", "is_gated")
-_OF_LAYER = ("is_pre_norm", *_OF_ATTENTION, *_OF_FEED_FORWARD, "norm", "epsilon")
+_OF_LAYER = tuple(
+    dict.fromkeys(
+        ("is_pre_norm", "attention_kind", *_OF_ATTENTION, *_OF_CLUSTERED, *_OF_CAST, *_OF_FEED_FORWARD, "norm", "epsilon")
+    )
+)
 
 KINDS: dict[str, Kind] = {
     "linear": Kind(lambda _: linear_template(), lambda tensors, _: linear(tensors)),
@@ -139,6 +198,9 @@ KINDS: dict[str, Kind] = {
     "embedding": Kind(lambda _: {"weight": ("rows", "width")}, lambda tensors, _: Embedding(tensors["weight"])),
     "feed_forward": Kind(_feed_forward_template, _feed_forward, _OF_FEED_FORWARD),
     "attention": Kind(_attention_template, _attention, _OF_ATTENTION, ("n_heads",)),
+    "clustered_attention": Kind(_attention_template, _clustered, _OF_CLUSTERED, ("n_heads", "n_clusters")),
+    "centroid_attention": Kind(_centroid_template, _centroid, _OF_CENTROID, ("n_heads", "n_centroids")),
+    "cast_attention": Kind(_cast_template, _cast, _OF_CAST, ("cluster_size",)),
     "encoder_layer": Kind(_encoder_layer_template, _encoder_layer, _OF_LAYER, ("n_heads",)),
     "encoder": Kind(_encoder_template, _encoder, ("n_layers", "has_norm", *_OF_LAYER), ("n_layers", "n_heads")),
 }

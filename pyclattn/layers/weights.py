@@ -34,7 +34,8 @@ def from_weights(
 
     Parameters
     ----------
-    kind : {"linear", "layer_norm", "rms_norm", "embedding", "feed_forward", "attention", "encoder_layer", "encoder"}
+    kind : {"linear", "layer_norm", "rms_norm", "embedding", "feed_forward", "attention", "cast_attention", \
+"centroid_attention", "encoder_layer", "encoder"}
     weights : mapping of str to array
         As `pyclattn.load_weights` gives it.
     prefix : str
@@ -50,12 +51,15 @@ def from_weights(
         What tensors do not say. attention: ``n_heads``, ``n_kv_heads``, ``fused`` (a layout of
         `MultiHeadAttention.fused`; the projection is then named ``qkv``), ``shares_query`` (queries and keys share
         ``query``), ``rotary``, ``scale``, ``attention``, ``name``; feed_forward: ``activation``, ``is_gated``; norms:
-        ``norm`` ("layer" or "rms"), ``epsilon``; encoder_layer: all of these and ``is_pre_norm``; encoder: also
+        ``norm`` ("layer" or "rms"), ``epsilon``; cast_attention and centroid_attention: the fields
+        of `CASTAttention` and `CentroidAttention` that are no tensors;
+        encoder_layer: all of attention's, feed_forward's and the norms', and ``is_pre_norm``; encoder: also
         ``n_layers``, ``has_norm`` (a last ``norm``), and ``name`` with ``{}`` for the layer's number.
 
     Returns
     -------
-    Linear, LayerNorm, RMSNorm, Embedding, FeedForward, MultiHeadAttention, EncoderLayer or Encoder
+    Linear, LayerNorm, RMSNorm, Embedding, FeedForward, MultiHeadAttention, CASTAttention, CentroidAttention,
+    EncoderLayer or Encoder
 
     Raises
     ------

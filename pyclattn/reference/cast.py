@@ -123,8 +123,8 @@ def mix(
 ) -> None:  # fmt: skip
     """What ``chunk`` tokens get: from a cluster they are in, attention within; from the others, summaries.
 
-    A task is [sequence, head, first token]. Token t is the members ``places[place_offsets[t]:place_offsets[t + 1]]``, which
-    are in ``member_clusters``. ``gains`` (B, N) of a query's logits. A cluster without members takes no part.
+    A task is [sequence, head, first token]. Token t is the members ``places[place_offsets[t]:place_offsets[t + 1]]``,
+    which are in ``member_clusters``. ``gains`` (B, N) of a query's logits. A cluster without members takes no part.
     """
     n_clusters = surrogates.shape[1]
     for sequence, head, first in drawn(tasks, counter):
