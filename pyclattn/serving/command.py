@@ -28,6 +28,8 @@ def add(commands, to_bytes: Callable[[str], int]) -> None:
     parser.add_argument("--threads", type=int, help="of a run (default: the CPUs this process may use)")
     parser.add_argument("--max-memory", type=to_bytes, metavar="BYTES",
                         help="of one model and its run; a number, or with MB or GB behind it")  # fmt: skip
+    parser.add_argument("--reload-every", type=float, default=1.0, metavar="SECONDS",
+                        help="look for changed files; 0: never (%(default)s)")  # fmt: skip
     parser.add_argument("--report-every", type=int, default=64, metavar="N",
                         help="ask one run of N for the error of its attentions; 0: none (%(default)s)")  # fmt: skip
     no_copy = "map the model files themselves, which processes share: replace them by renaming only"
@@ -47,8 +49,9 @@ def serve(arguments: argparse.Namespace) -> None:
     if missing:
         raise PyclattnError(f"serving needs {', '.join(missing)}: pip install pyclattn[serve]")
     limits = Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
-    if arguments.report_every < 0:
-        raise ArgumentError(f"--report-every must be at least 0, got {arguments.report_every}")
+    for option in ("report_every", "reload_every"):
+        if getattr(arguments, option) < 0:
+            raise ArgumentError(f"--{option.replace('_', '-')} must be at least 0, got {getattr(arguments, option)}")
     from pyclattn.model import load
     from pyclattn.plan import parse_attention
     from pyclattn.serving import logs, server
@@ -63,5 +66,5 @@ def serve(arguments: argparse.Namespace) -> None:
         arguments.models, loader, shares=limits.max_batch_tokens > 0, copies=not arguments.no_copy, log=logs.log
     )
     repository.open()
-    service = Service(repository, limits, report_every=arguments.report_every)
+    service = Service(repository, limits, report_every=arguments.report_every, poll=arguments.reload_every)
     server.run(service, sock, server.known_hosts(arguments.host, arguments.allow_host))

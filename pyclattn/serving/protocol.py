@@ -20,7 +20,7 @@ from pyclattn.serving.limits import Limits
 
 # A list costs 60 bytes where "[]" has two; a tensor has one bracket for each row.
 MAX_BRACKETS = 1_000_000
-MAX_ID = 256
+MAX_NAME = 256  # characters of a tensor's name, and of an id
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def decode(body: bytes, json_length: int | None, limits: Limits) -> InferRequest
     parameters = _object(content, "parameters", "the request")
     rest = memoryview(body)[size:]
     id_ = content.get("id", "")
-    if not isinstance(id_, str) or len(id_) > MAX_ID:
-        raise RequestError(400, f"id must be text of at most {MAX_ID} characters")
+    if not isinstance(id_, str) or len(id_) > MAX_NAME:
+        raise RequestError(400, f"id must be text of at most {MAX_NAME} characters")
     inputs = _inputs(_tensors(content, "inputs", limits), rest)
     is_binary = _flag(parameters, "binary_data_output", "the request")
     outputs: list[str] | None = None
@@ -134,14 +134,14 @@ def _tensors(content: Mapping, key: str, limits: Limits) -> list[tuple[str, dict
     found: dict[str, tuple[str, dict, dict]] = {}
     for i, tensor in enumerate(given):
         name = tensor.get("name") if isinstance(tensor, dict) else None
-        if not isinstance(name, str) or not name:
-            raise RequestError(400, f"{key}[{i}] must be an object with a name")
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+            raise RequestError(400, f"{key}[{i}] must be an object with a name of at most {MAX_NAME} characters")
         if name in found:
-            raise RequestError(400, f"{key}: {name[:80]!r} is given twice")
-        parameters = _object(tensor, "parameters", f"{key} {name[:80]!r}")
+            raise RequestError(400, f"{key}: {name!r} is given twice")
+        parameters = _object(tensor, "parameters", f"{key} {name!r}")
         for option in parameters:
             if option.startswith("shared_memory") or (option == "classification" and parameters[option]):
-                raise RequestError(400, f"{key} {name[:80]!r}: {option} is not supported")
+                raise RequestError(400, f"{key} {name!r}: {option} is not supported")
         found[name] = name, tensor, parameters
     return list(found.values())
 
@@ -149,7 +149,7 @@ def _tensors(content: Mapping, key: str, limits: Limits) -> list[tuple[str, dict
 def _inputs(tensors: list[tuple[str, dict, dict]], rest: memoryview) -> dict[str, np.ndarray]:
     inputs, used = {}, 0
     for name, tensor, parameters in tensors:
-        where = f"input {name[:80]!r}"
+        where = f"input {name!r}"
         dtype, shape = dtype_of(tensor.get("datatype"), where), shape_of(tensor.get("shape"), where)
         size = parameters.get("binary_data_size")
         if (size is None) == ("data" not in tensor):
@@ -170,7 +170,7 @@ def _inputs(tensors: list[tuple[str, dict, dict]], rest: memoryview) -> dict[str
 
 def _outputs(tensors: list[tuple[str, dict, dict]]) -> tuple[list[str], dict[str, bool]]:
     binary = {
-        name: _flag(parameters, "binary_data", f"output {name[:80]!r}")
+        name: _flag(parameters, "binary_data", f"output {name!r}")
         for name, _, parameters in tensors
         if "binary_data" in parameters
     }

@@ -68,6 +68,7 @@ class Runner:
         queue.tokens_per_second += NEWEST * (rate - queue.tokens_per_second) if queue.tokens_per_second else rate
         self._metrics.ran(jobs[0].version.name, len(jobs), tokens, seconds)
         for job, outcome in zip(jobs, found):
+            self._metrics.waiting.labels(job.version.name).observe(start - job.arrived)
             if isinstance(outcome, Outcome) and outcome.report is not None:
                 self._metrics.reported(job.version.name, outcome.report)
             if job.answer.done():

@@ -31,7 +31,7 @@ class Service:
     report_every : int
         One run of so many is asked for the error of its attentions; 0: none.
     poll : float
-        Seconds between looks at the models' files.
+        Seconds between looks at the models' files; 0: none.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class Service:
         self.metrics.queue.set_function(lambda: len(self.queue))
         self.metrics.queue_tokens.set_function(lambda: self.queue.tokens)
         self._runner = Runner(self.queue, self.metrics, self._report_every)
-        self._tasks = [asyncio.create_task(self._runner.run()), asyncio.create_task(self.repository.watch(self._poll))]
+        self._tasks = [asyncio.create_task(self._runner.run())]
+        if self._poll:
+            self._tasks.append(asyncio.create_task(self.repository.watch(self._poll)))
         self.is_ready = True
 
     async def stop(self) -> None:
