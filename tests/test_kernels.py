@@ -497,8 +497,16 @@ def test_multiply(name, fast, n_rows, depth, width, activation):
 
     def make(new):
         out = new((n_rows, width + 2), np.float32, np.nan)[:, :width]
-        return (rows, panels, bias, activation, residual, tasks, out), out
+        return (rows, panels, bias, activation, residual, tasks, out[None, :, None]), out
 
+    def make_heads(new):
+        batch, heads = n_rows // 10 or 1, 5 if width % 5 == 0 else 1
+        shape = (batch, heads, n_rows // batch, width // heads)
+        out = new(shape, np.float32, np.nan)
+        return (rows[: batch * shape[2]], panels, bias, activation, residual, tasks, out.swapaxes(1, 2)), out
+
+    if n_rows % (n_rows // 10 or 1) == 0:
+        compare.assert_close(*reversed(both(name, fast, make_heads)), compare.EXACT)
     want, got = both(name, fast, make)
     assert np.isnan(got).any() == (len(tasks) < -(-n_rows // 20) * n_panels)
     compare.assert_close(got, want, compare.EXACT)

@@ -50,6 +50,7 @@ class Packed(Protocol):
         """``activation(x @ weight + bias) + residual`` as a call that returns ``out``, all checks done.
 
         The arrays stay where they are and may change content between calls. ``residual`` may be ``out`` itself.
+        A weight with a true ``writes_heads`` also takes an ``out`` (batch, length, heads, head_dim), in any layout.
         """
 
 
@@ -73,6 +74,7 @@ def checked(
     residual: Given,
     n_threads: int | None,
     out: Given,
+    writes_heads: bool = False,
 ) -> Product:
     """The arguments of ``activation(x @ weight + bias) + residual``; ``shape`` is the weight's."""
     rows = _check.rows("x", x, 2)
@@ -91,7 +93,12 @@ def checked(
         added = _check.rows("residual", residual, 2)
         if added.shape != full:
             raise ShapeError(f"residual must have shape {full}, got {added.shape}")
-    result = np.empty(full, np.float32) if out is None else _check.writable("out", out, full)
+    if out is None:
+        result = np.empty(full, np.float32)
+    elif writes_heads and np.ndim(out) == 4 and (out.shape[0] * out.shape[1], out.shape[2] * out.shape[3]) == full:
+        result = _check.writable("out", out, out.shape)
+    else:
+        result = _check.writable("out", out, full)
     threads = _threads.resolve(n_threads)
     if result.size == 0:
         threads = 0

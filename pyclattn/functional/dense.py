@@ -35,6 +35,7 @@ class PackedWeight:
 
     panels: Float32
     width: int
+    writes_heads = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,12 +58,13 @@ class PackedWeight:
         out: Given = None,
     ) -> Callable[[], Float32]:
         """`linear` as a call without arguments, all checks done; see `Packed.bind`."""
-        product = checked(x, self.shape, bias, activation, residual, n_threads, out)
+        product = checked(x, self.shape, bias, activation, residual, n_threads, out, writes_heads=True)
         result = product.out
         if not product.n_threads:
             return lambda: result
-        tasks = cut(len(result), len(self.panels), product.n_threads, ROWS, PANELS)
-        arguments = product.rows, self.panels, product.bias, activation, product.residual, tasks, result
+        into = result if result.ndim == 4 else result[None, :, None]
+        tasks = cut(len(product.rows), len(self.panels), product.n_threads, ROWS, PANELS)
+        arguments = product.rows, self.panels, product.bias, activation, product.residual, tasks, into
         call = _dispatch.bind("dense.multiply", product.n_threads, *arguments)
 
         def run() -> Float32:

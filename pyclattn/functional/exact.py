@@ -13,10 +13,12 @@ from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.functional import _check, _ragged
 
 # Queries of one task: multiples of every tile's width (48, 24, 12 lanes). Keys and values whose rows do not lie side
-# by side are packed block by block, which more queries must share (768: 10 % faster than 192); else 192 are as fast as
-# any. Fewer where there would not be tasks enough for the threads to end together.
+# by side are packed block by block, and those of a head that fill L2 come from L3: more queries must share a block then
+# (768: 10 % and 3 % faster than 192); else 192 are as fast as any. Fewer where there would not be tasks enough for the
+# threads to end together.
 CHUNKS = (768, 384, 192, 96, 48)
-LARGEST_UNPACKED, TASKS_PER_THREAD = 192, 16
+LARGEST_CLOSE, TASKS_PER_THREAD = 192, 16
+FILLING = 1 << 20
 # Below this many multiply-adds (about 0.1 ms) handing work to another thread costs more than it saves.
 SMALL = 5_000_000
 
@@ -106,8 +108,9 @@ def attend(
     lengths, n_heads = queries.lengths, q.shape[1]
     work = int(lengths @ keys.lengths) * n_heads * (q.shape[3] + v.shape[3])
     threads = threads if work > SMALL else 1
-    is_packed = keys.index is not None or any(x.strides[2] != 4 * x.shape[3] for x in (k, v))
-    chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal, is_packed)
+    is_far = keys.index is not None or any(x.strides[2] != 4 * x.shape[3] for x in (k, v))
+    is_far = is_far or 4 * int(keys.lengths.max(initial=0)) * (q.shape[3] + v.shape[3]) > FILLING
+    chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal, is_far)
     launch(
         "attention.attend", threads, q, queries.spans, k, v, keys.spans, keys.index,
         allowed, bias, is_causal, factor, tasks, chunk, out,
@@ -139,13 +142,13 @@ def attend_some(
 
 
 @lru_cache(maxsize=64)
-def _cut(lengths_bytes: bytes, n_heads: int, n_threads: int, is_causal: bool, is_packed: bool) -> tuple[int, Int64]:
+def _cut(lengths_bytes: bytes, n_heads: int, n_threads: int, is_causal: bool, is_far: bool) -> tuple[int, Int64]:
     """Queries a task, and the tasks. Remembered, since a service sees the same shapes again and again."""
     lengths = np.frombuffer(lengths_bytes, np.int64)
     chunk = CHUNKS[-1]
     for chunk in CHUNKS:
         enough = int((-(-lengths // chunk)).sum()) * n_heads >= TASKS_PER_THREAD * n_threads
-        if enough and (is_packed or chunk <= LARGEST_UNPACKED):
+        if enough and (is_far or chunk <= LARGEST_CLOSE):
             break
     tasks = _ragged.per_chunk(lengths, n_heads, chunk)
     if is_causal:  # the longest first, so that the threads end together

@@ -19,6 +19,7 @@ from pyclattn._blas import single
 from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
 from pyclattn.graph.memory import ALIGNMENT
 from pyclattn.graph.ops import TABLE
+from pyclattn.graph.passes.lower import lower
 from pyclattn.graph.planner import (
     Plan,
     Planner,
@@ -200,9 +201,10 @@ class Executor:
         settings = settings or Settings()
         prepares = settings.prepares and max_memory is None
         self.settings = replace(settings, programs=self._executor, free_names=free_names, prepares=prepares)
-        extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in program.ops]
+        ready = lower(program) if prepares else program
+        extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in ready.ops]
         self.outputs = [v.name for v in program.outputs]
-        self.planner = Planner(program.ops, extra, program.constants, self.outputs, self.settings)
+        self.planner = Planner(ready.ops, extra, ready.constants, self.outputs, self.settings)
         self._plans: OrderedDict[tuple, _Entry] = OrderedDict()
         self._idle = 0  # bytes of arenas that wait for a caller
         self._lock = threading.Lock()

@@ -39,9 +39,12 @@ def multiply(
     """out = activation(rows @ weight + bias) + residual.
 
     The weight is cut into panels of columns, (n_panels, depth, lanes), zeros at the end; its first element lies at a
-    multiple of 64 bytes. A task is [first row, last + 1, first panel, last + 1].
+    multiple of 64 bytes. A task is [first row, last + 1, first panel, last + 1]. ``out`` is (batch, length, heads,
+    head_dim) in any layout: row r and column c of the product stand at [r // length, r % length, c // head_dim,
+    c % head_dim].
     """
-    lanes, width = panels.shape[2], out.shape[1]
+    _, length, heads, head_dim = out.shape
+    lanes, width = panels.shape[2], heads * head_dim
     for start, stop, first, last in drawn(tasks, counter):
         for panel in range(first, last):
             columns = slice(panel * lanes, min((panel + 1) * lanes, width))
@@ -49,4 +52,7 @@ def multiply(
             if bias is not None:
                 product += bias[columns]
             result = ACTIVATIONS[activation](product)
-            out[start:stop, columns] = result if residual is None else result + residual[start:stop, columns]
+            if residual is not None:
+                result = result + residual[start:stop, columns]
+            row, column = np.arange(start, stop)[:, None], np.arange(columns.start, columns.stop)
+            out[row // length, row % length, column // head_dim, column % head_dim] = result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def blasable(a: np.ndarray) -> bool:
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after=None):
-    """A call of ``matmul(a, b, out)`` for a of shape (M, K) and b (K, N), then ``after(rows of out, columns)``.
+    """A call of ``matmul(a, b, out)`` for a of shape (M, K) and b (K, N), then ``after(part of out, rows, columns)``.
 
     Rows are shared among threads, or columns where there are few rows.
     """
@@ -61,7 +62,7 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after
         step = -(-m // n_tasks)
         places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
     calls = [
-        _piece(a[rows], b[:, columns], out[rows, columns], None if after is None else partial(after, columns=columns))
+        _piece(a[rows], b[:, columns], out[rows, columns], after and partial(after, rows=rows, columns=columns))
         for rows, columns in places
     ]
     if len(calls) == 1:
@@ -85,8 +86,8 @@ def _piece(a, b, out, after):
     return partial(np.matmul, a, b, out) if ahead is None and after is None else run
 
 
-def _by_blas(x: Spec, weight: Spec, bias: bool, activation: str, n_threads: int):
-    """The ``bind`` of ``activation(x @ weight + bias)`` for x (..., K) in C order and weight (K, N)."""
+def _by_blas(x: Spec, weight: Spec, bias: bool, activation: str, has_residual: bool, n_threads: int):
+    """The ``bind`` of ``activation(x @ weight + bias) + residual`` for x (..., K) in C order and weight (K, N)."""
     k, n = weight.shape
     m = math.prod(x.shape[:-1])
     function = f.ACTIVATIONS[activation]
@@ -96,45 +97,59 @@ def _by_blas(x: Spec, weight: Spec, bias: bool, activation: str, n_threads: int)
     def bind(ins, outs, scratch):
         a, out = ins[0].reshape(m, k), outs[0].reshape(m, n)
         b, shift = ins[1], ins[2] if bias else None
-        if shift is None and function is None:
+        residual = ins[3].reshape(m, n) if has_residual else None
+        if shift is None and function is None and residual is None:
             return product(a, b, out, n_threads)
 
-        def after(into, columns):
+        def after(into, rows, columns):
             if shift is not None:
                 np.add(into, shift[columns] if shift.ndim else shift, into)
             if function is not None:
                 function(into, into)
+            if residual is not None:
+                np.add(into, residual[rows, columns], into)
 
         return product(a, b, out, n_threads, after)
 
     return bind
 
 
-def _by_tile(x: Spec, weight: Spec, bias: Spec | None, activation: str, n_threads: int):
+def _by_tile(x: Spec, weight: Spec, bias: Spec | None, activation: str, has_residual: bool, n_threads: int):
     """The same on a weight that was packed; what the tile cannot do with the sums is done to them after it."""
     k, n = weight.shape
     m = math.prod(x.shape[:-1])
-    is_fused = bias is None or (bias.shape == (n,) and bias.strides is None)
-    inner = activation if is_fused and activation in TILE_ACTIVATIONS else ""
-    function = f.ACTIVATIONS[activation] if inner != activation else None
+    is_fused = _is_fused(bias, n, activation)
+    inner = activation if is_fused else ""
+    function = f.ACTIVATIONS[activation] if not is_fused else None
 
     def bind(ins, outs, scratch):
-        a, out = ins[0].reshape(m, k), outs[0].reshape(m, n)
+        a, out = ins[0].reshape(m, k), outs[0]
+        if out.ndim != 4:  # heads, which the tile deals out
+            out = out.reshape(m, n)
         shift = None if bias is None else ins[2]
-        multiply = weight.packed.bind(a, shift if is_fused else None, activation=inner, n_threads=n_threads, out=out)
-        if is_fused and function is None:
+        residual = ins[3].reshape(m, n) if has_residual else None
+        given = (shift, residual) if is_fused else (None, None)
+        multiply = weight.packed.bind(a, given[0], activation=inner, residual=given[1], n_threads=n_threads, out=out)
+        if is_fused:
             return multiply
 
         def run():
             multiply()
-            if not is_fused:
+            if shift is not None:
                 np.add(out, shift, out)
             if function is not None:
                 function(out, out)
+            if residual is not None:
+                np.add(out, residual, out)
 
         return run
 
     return bind
+
+
+def _is_fused(bias: Spec | None, width: int, activation: str) -> bool:
+    """Whether the tile does all that comes after a product."""
+    return activation in TILE_ACTIVATIONS and (bias is None or (bias.shape == (width,) and bias.strides is None))
 
 
 def _in_blocks(function):
@@ -164,17 +179,57 @@ def _linear(node: Node) -> Kernel:
         raise ModelFormatError(f"activation must be one of {', '.join(map(repr, f.ACTIVATIONS))}, got {name!r}")
     if node.has(2) and node.shape(2) not in ((weight.shape[1],), (1,), ()):
         raise ShapeError(f"the bias must have shape {(weight.shape[1],)}, got {node.shape(2)}")
-    return _dense(node, x, weight, node.spec(2) if node.has(2) else None, name)
+    has_residual = node.has(3)
+    shape = (*x.shape[:-1], weight.shape[1])
+    if has_residual and (node.shape(3) != shape or node.dtype(3) != x.dtype):
+        raise ShapeError(f"the residual must be {x.dtype} of shape {shape}, got {node.spec(3)}")
+    bias = node.spec(2) if node.has(2) else None
+    kernel = _dense(node, x, weight, bias, name, has_residual)
+    heads = node.attr("heads", 0)
+    if not heads:
+        return kernel
+    is_direct = getattr(weight.packed, "writes_heads", False) and _is_fused(bias, weight.shape[1], name)
+    return _by_heads(kernel, heads, x, weight, is_direct and x.strides is None, node.settings.n_threads)
 
 
-def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str) -> Kernel:
+def _by_heads(kernel: Kernel, heads: int, x: Spec, weight: Spec, is_direct: bool, n_threads: int) -> Kernel:
+    """The same with its output (batch, length, width) dealt out to (batch, heads, length, head_dim)."""
+    if x.ndim != 3 or weight.shape[1] % heads:
+        raise ShapeError(f"{(*x.shape[:-1], weight.shape[1])} cannot be split into {heads} heads")
+    batch, length = x.shape[:2]
+    head_dim = weight.shape[1] // heads
+    out = Spec((batch, heads, length, head_dim), x.dtype)
+    inner: Any = kernel.bind
+    if is_direct:
+        return Kernel([out], lambda ins, outs, scratch: inner(ins, [outs[0].swapaxes(1, 2)], scratch))
+    whole = -(-out.nbytes // 64) * 64
+
+    def bind(ins, outs, scratch):
+        rows = scratch[: out.nbytes].view(x.dtype).reshape(batch, length, heads * head_dim)
+        multiply = inner(ins, [rows], scratch[whole:])
+        parts = rows.reshape(batch, length, heads, head_dim).swapaxes(1, 2)
+        deal = blocks.elementwise(lambda a, o: np.copyto(o, a), [parts], outs[0], n_threads)
+
+        def run():
+            multiply()
+            deal()
+
+        return run
+
+    return Kernel([out], bind, scratch=whole + kernel.scratch, transient=kernel.transient)
+
+
+def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str, has_residual: bool = False) -> Kernel:
     """The kernel of a dense layer; an input in another order is copied to scratch first."""
     threads = node.settings.n_threads
+    inplace: tuple[int, ...] = ()
     if weight.packed is not None:
-        inner = _by_tile(x, weight, bias, activation, threads)
+        inner = _by_tile(x, weight, bias, activation, has_residual, threads)
         has_temporaries = activation not in (*TILE_ACTIVATIONS, *IN_PLACE)
+        if has_residual and _is_fused(bias, weight.shape[1], activation):
+            inplace = (3,)  # read where it is written, after the product
     else:
-        inner = _by_blas(x, weight, bias is not None, activation, threads)
+        inner = _by_blas(x, weight, bias is not None, activation, has_residual, threads)
         has_temporaries = activation not in IN_PLACE
     out = Spec((*x.shape[:-1], weight.shape[1]), x.dtype)
     copy = x.nbytes if x.strides is not None else 0
@@ -193,7 +248,7 @@ def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str
         return run
 
     temporaries = min(blocks.BLOCK * x.dtype.itemsize * threads, out.nbytes) if has_temporaries else 0
-    return Kernel([out], bind, scratch=copy, transient=4 * temporaries)
+    return Kernel([out], bind, inplace=inplace, scratch=copy, transient=4 * temporaries)
 
 
 @op("MatMul", "com.microsoft:FusedMatMul", "com.microsoft:TransposeMatMul")
