@@ -107,6 +107,31 @@ def centroid_attention(
     return _gather(q, k, v, normalize == "both", padding, absent, factor, threads)
 
 
+def working_bytes(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *, n_neighbors: int | None = None,
+    n_threads: int = 1,
+) -> int:  # fmt: skip
+    """Bytes a call holds beside its inputs and output, of shapes as arrays would have.
+
+    Parameters
+    ----------
+    query, key, value : tuple of int
+    n_neighbors : int, optional
+    n_threads : int
+
+    Returns
+    -------
+    int
+    """
+    (n_batch, n_heads, n_centroids, depth), (n_inputs, width) = query, value[2:]
+    if n_neighbors is not None:  # weights, and lists of pairs and groups
+        return n_batch * (n_centroids * n_neighbors * (4 * n_heads + 64) + 16 * n_inputs)
+    parts = -(-n_inputs // max(CHUNK, n_centroids))
+    rows = max(16, min(128, (1 << 17) // max(1, n_centroids)))
+    of_thread = 4 * (n_centroids + 48) * (depth + width + 1 + rows) + 4 * rows * (depth + width + 50)
+    return 4 * parts * n_batch * n_heads * n_centroids * (width + 1) + n_threads * of_thread
+
+
 def _gather(
     q: Float32, k: Float32, v: Float32, is_divided: bool, padding: Bool | None, absent: Bool | None, factor: float,
     threads: int,

@@ -34,8 +34,8 @@ def from_weights(
 
     Parameters
     ----------
-    kind : {"linear", "layer_norm", "rms_norm", "embedding", "feed_forward", "attention", "cast_attention", \
-"centroid_attention", "encoder_layer", "encoder"}
+    kind : {"linear", "layer_norm", "rms_norm", "embedding", "feed_forward", "attention", \
+"clustered_attention", "cast_attention", "centroid_attention", "encoder_layer", "encoder"}
     weights : mapping of str to array
         As `pyclattn.load_weights` gives it.
     prefix : str
@@ -95,7 +95,10 @@ def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
     if unknown or lacking:
         said = [f"does not know {', '.join(unknown)}"] * bool(unknown) + [f"needs {', '.join(lacking)}"] * bool(lacking)
         raise ArgumentError(f"{kind} {' and '.join(said)}; its settings: {', '.join(known.settings) or 'none'}")
-    choices = {"fused": (None, *FUSED), "norm": ("layer", "rms")}
+    choices = {
+        "fused": (None, *FUSED), "norm": ("layer", "rms"),
+        "attention_kind": ("attention", "clustered_attention", "cast_attention"),
+    }  # fmt: skip
     for name, allowed in choices.items():
         if name in settings and settings[name] not in allowed:
             raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {settings[name]!r}")
