@@ -7,6 +7,7 @@ ONNX's newest opset; ``com.microsoft`` kinds are ONNX Runtime's, ``pyclattn`` ki
 from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in the table)
     attention,
     cast,
+    centroid,
     control,
     conv,
     elementwise,
