@@ -28,6 +28,7 @@ __all__ = [
     "load_weights",
     "mean_pool_tokens",
     "nearest_neighbors",
+    "quantize",
     "scaled_dot_product_attention",
 ]
 
@@ -38,6 +39,7 @@ _LAZY = {
     "calibrate": "pyclattn.calibration",
     "load": "pyclattn.model",
     "load_weights": "pyclattn.weights",
+    "quantize": "pyclattn.calibration",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: pyclattn info | run | calibrate | serve.
+"""The command line: pyclattn info | run | calibrate | quantize | serve.
 
 A subcommand is a function that adds its parser and names what runs; others append theirs to `COMMANDS`.
 """
@@ -200,6 +200,40 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     print(plan.summary())
 
 
+def _add_quantize(commands) -> None:
+    parser = commands.add_parser("quantize", help="store weights in fewer bits, and say what that changes")
+    parser.add_argument("file", help="a converted model, or any that pyclattn.load reads")
+    parser.add_argument("--output", "-o", required=True, help="the model to write, .safetensors")
+    parser.add_argument("--weights", choices=["int8", "fp16", "bf16"], default="int8")
+    parser.add_argument("--samples", nargs="+", default=[], metavar="FILE",
+                        help=".npz of inputs (.npy where there is one) to measure the change on")  # fmt: skip
+    parser.add_argument("--keep-above", type=float, metavar="CHANGE",
+                        help="keep layers in float32 until outputs change by no more, as 0.01")  # fmt: skip
+    parser.add_argument("--n-threads", type=int)
+    parser.set_defaults(run=_quantize)
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    from pyclattn.calibration import quantize
+    from pyclattn.model import load
+
+    check_target(arguments.file, arguments.output)
+    model = load(arguments.file, n_threads=arguments.n_threads)
+    names = [v.name for v in model.program.inputs]
+    samples = [read_inputs([path], names) for path in arguments.samples]
+    found = quantize(model, arguments.weights, samples or None, keep_above=arguments.keep_above)
+    found.model.save(arguments.output)
+    print(found)
+
+
+def check_target(source: str, target: str) -> None:
+    """Refuse to write anything but a .safetensors file, or over the file that is being read."""
+    if not target.endswith(".safetensors"):
+        raise ArgumentError(f"--output must end in .safetensors, got {target}")
+    if Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
+        raise ArgumentError(f"source and target are the same file, {source}")
+
+
 def write_npz(file, arrays: dict[str, np.ndarray]) -> None:
     """What ``np.savez`` writes, for arrays of any name (its own parameters have names too)."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -234,7 +268,7 @@ def chrome_trace(events) -> dict:
     }  # fmt: skip
 
 
-COMMANDS: list[Callable] = [_add_info, _add_run, _add_calibrate, partial(serving.add, to_bytes=_bytes)]
+COMMANDS: list[Callable] = [_add_info, _add_run, _add_calibrate, _add_quantize, partial(serving.add, to_bytes=_bytes)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -144,7 +144,7 @@ def with_number(number, row=3, column=2):
         (with_number(np.nan), "NaN or an infinity"),
         (with_number(np.inf), "NaN or an infinity"),
         (np.zeros((4, 4), np.float32), "all of it is zero"),
-        (with_number(1000), r"of the rest would be lost, more than 10%"),
+        (with_number(1000), r"of the rest would be lost, more than 90%"),
     ],
 )
 def test_weights_that_int8_cannot_hold(weight, message):

@@ -7,5 +7,6 @@ one attention's arrays are held at a time; what was measured is kept (`records`)
 
 from pyclattn.calibration.calibrate import calibrate
 from pyclattn.calibration.checking import errors_of
+from pyclattn.calibration.quantize import Quantized, quantize
 
-__all__ = ["calibrate", "errors_of"]
+__all__ = ["Quantized", "calibrate", "errors_of", "quantize"]

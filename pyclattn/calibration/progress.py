@@ -14,14 +14,14 @@ class Progress:
     ...     bar.step(3)
     """
 
-    def __init__(self, total: int, shown: bool | None = None):
+    def __init__(self, total: int, shown: bool | None = None, unit: str = "attention"):
         self.bar: Any = None
         try:
             from tqdm import tqdm
         except ImportError:
             return
         # tqdm's None: quiet without a terminal
-        self.bar = tqdm(total=total, desc="calibrating", unit="attention", disable=None if shown is None else not shown)
+        self.bar = tqdm(total=total, desc="calibrating", unit=unit, disable=None if shown is None else not shown)
 
     def step(self, n: int) -> None:
         if self.bar is not None:

@@ -12,7 +12,9 @@ from pyclattn.graph.planner import check_inputs
 from pyclattn.model import Model
 
 
-def checked(model: Model, samples: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def checked(
+    model: Model, samples: Sequence[Mapping[str, np.ndarray]], *, needs_attention: bool = True
+) -> list[dict[str, np.ndarray]]:
     """Samples as dicts of arrays.
 
     Raises
@@ -21,7 +23,7 @@ def checked(model: Model, samples: Sequence[Mapping[str, np.ndarray]]) -> list[d
         If there are none, one does not fit the model, is empty or holds NaN or infinity; or if the model has no
         attention to calibrate.
     """
-    if not model.attentions:
+    if needs_attention and not model.attentions:
         raise ArgumentError("the model has no attention that can be replaced: there is nothing to calibrate")
     if isinstance(samples, Mapping) or not isinstance(samples, Sequence):
         raise ArgumentError(f"samples must be a list of mappings of input name to array, got {type(samples).__name__}")

@@ -23,8 +23,9 @@ LARGEST_DEPTH = 1 << 16
 # Rows of one task: 128 rows of 384 to 3,072 codes are 48 to 384 kB, and stay in L2 for all panels.
 ROWS = 128
 LEVELS = 127
-# A column whose rounding is more than a tenth of it, its largest number left out, is not held well.
-WORST_COLUMN = 0.1
+# Of a column with one number some 300 times the others, nothing else is left. Trained weights have columns of which
+# half is lost, and models of such weights are none the worse: whether that matters samples tell.
+WORST_COLUMN = 0.9
 
 
 @dataclass(frozen=True)

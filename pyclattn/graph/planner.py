@@ -17,7 +17,7 @@ from pyclattn.graph.memory import Buffer, place
 from pyclattn.graph.ops.registry import builder
 from pyclattn.graph.program import Op, describe
 from pyclattn.graph.spec import Kernel, Node, Settings, Spec, Unknown
-from pyclattn.graph.weights import made_bytes, pack
+from pyclattn.graph.weights import made_bytes, pack, pack_stored
 
 # Values up to this size that depend on shapes alone are computed once per plan and kept with it.
 FOLD_BYTES = 1 << 20
@@ -127,6 +127,8 @@ class Planner:
         self.ops, self.extra, self.constants, self.outputs = ops, extra, constants, outputs
         self.settings = settings
         self.constant_specs = {name: Spec.of(array, value=True) for name, array in constants.items()}
+        uses = pack_stored(self.constant_specs, list(zip(ops, extra)), outputs)
+        self.ops, self.extra = [op for op, _ in uses], [names for _, names in uses]
         self._fold_constants()
         if settings.prepares:
             pack(self.constant_specs, list(zip(self.ops, self.extra)), outputs)

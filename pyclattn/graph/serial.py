@@ -10,10 +10,11 @@ import numpy as np
 
 from pyclattn.errors import ModelFormatError
 from pyclattn.graph.program import MAX_DEPTH, Op, Program, Value
+from pyclattn.graph.quantise import bfloat16_names
 from pyclattn.weights.safetensors import SafeTensors, write_safetensors
 
-# Raised when an older pyclattn could not run a new file.
-FORMAT_VERSION = 1
+# Raised when an older pyclattn could not read a new file: 2 has weights of bfloat16.
+FORMAT_VERSION = 2
 VERSION_KEY, PROGRAM_KEY = "format_version", "pyclattn.program"
 
 
@@ -38,8 +39,9 @@ def save_program(path: str | os.PathLike, program: Program) -> None:
     program.validate()
     writer = _Writer()
     text = json.dumps(writer.program(program, ""), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    metadata = {VERSION_KEY: str(FORMAT_VERSION), PROGRAM_KEY: text, "format": "np"}
-    write_safetensors(path, writer.tensors, metadata)
+    version = 2 if writer.bfloat16 else 1
+    metadata = {VERSION_KEY: str(version), PROGRAM_KEY: text, "format": "np"}
+    write_safetensors(path, writer.tensors, metadata, bfloat16=writer.bfloat16)
 
 
 def load_program(path: str | os.PathLike) -> Program:
@@ -79,6 +81,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self.tensors: dict[str, np.ndarray] = {}
+        self.bfloat16: set[str] = set()  # keys of tensors that are its bits
         self._keys: dict[int, str] = {}  # arrays used twice are written once
 
     def _store(self, name: str, array: np.ndarray) -> str:
@@ -96,10 +99,21 @@ class _Writer:
         return {
             "inputs": [self._value(v) for v in program.inputs],
             "outputs": [self._value(v) for v in program.outputs],
-            "constants": {name: self._store(name, array) for name, array in program.constants.items()},
+            "constants": self._constants(program),
             "ops": [self._op(op) for op in program.ops],
             "metadata": {str(k): self._attribute(v, "metadata") for k, v in program.metadata.items()},
         }
+
+    def _constants(self, program: Program) -> dict:
+        """Name -> key of its tensor; ``{"bfloat16": key}`` where it holds bits."""
+        bits = bfloat16_names(program)
+        found: dict = {}
+        for name, array in program.constants.items():
+            key = self._store(name, array)
+            found[name] = {"bfloat16": key} if name in bits else key
+            if name in bits:
+                self.bfloat16.add(key)
+        return found
 
     @staticmethod
     def _value(value: Value) -> list:
@@ -134,9 +148,12 @@ class _Reader:
         self.tensors = tensors
 
     def _tensor(self, key) -> np.ndarray:
+        is_bits = isinstance(key, dict) and set(key) == {"bfloat16"}
+        if is_bits:
+            key = key["bfloat16"]
         if not isinstance(key, str) or key not in self.tensors:
             raise ModelFormatError(f"tensor {key!r} is not in the file")
-        return self.tensors[key]
+        return self.tensors.bits(key) if is_bits else self.tensors[key]
 
     def program(self, data, depth: int) -> Program:
         if depth > MAX_DEPTH:

@@ -6,13 +6,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pyclattn.functional.dense import is_fast, pack_weight
+from pyclattn.functional.dense import Packed, is_fast, pack_weight
+from pyclattn.functional.dense_int8 import LARGEST_DEPTH, pack_int8
 from pyclattn.graph.program import Op, Program, nested, walk
 from pyclattn.graph.spec import Spec
 
 # A smaller weight lies in L2, whatever its order, and BLAS needs about 2 us less a call.
 LEAST_PACKED = 1 << 16
 DENSE = ("pyclattn:Linear", "MatMul")
+# A weight stored in fewer bits, as float32 (graph/quantise.py).
+DEQUANTIZE = "pyclattn:Dequantize"
+Uses = list[tuple[Op, tuple[str, ...]]]  # every operator that will run, and the names it reads beside its inputs
 
 
 def weight_bytes(program: Program) -> int:
@@ -21,7 +25,7 @@ def weight_bytes(program: Program) -> int:
     return sum({id(a): a.nbytes for p in programs for a in p.constants.values()}.values())
 
 
-def pack(specs: dict[str, Spec], uses: list[tuple[Op, tuple[str, ...]]], outputs: Iterable[str]) -> None:
+def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> None:
     """Give every constant that is a dense layer's weight its packed form, and take away the plain one if unused.
 
     Parameters
@@ -47,8 +51,48 @@ def pack(specs: dict[str, Spec], uses: list[tuple[Op, tuple[str, ...]]], outputs
         specs[name].packed = pack_weight(spec.value)
 
 
+def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> Uses:
+    """Pack weights that are stored in fewer bits as they are, where dense layers alone read them.
+
+    Parameters
+    ----------
+    specs, uses, outputs
+        As of `pack`.
+
+    Returns
+    -------
+    list of (op, names)
+        Without the operators that would have made them float32.
+    """
+    made = {op.outputs[0]: op for op, _ in uses if op.kind == DEQUANTIZE}
+    other = set(outputs)
+    for op, extra in uses:
+        other.update(extra)
+        other.update(name for i, name in enumerate(op.inputs) if not (i == 1 and op.kind in DENSE))
+    done: set[int] = set()
+    for name, op in made.items():
+        packed = None if name in other else _packed([specs.get(n) for n in op.inputs])
+        if packed is not None:
+            specs[name] = Spec(packed.shape, np.float32)
+            specs[name].packed = packed
+            done.add(id(op))
+    return [use for use in uses if id(use[0]) not in done]
+
+
+def _packed(given: list[Spec | None]) -> Packed | None:
+    """A stored weight in its packed form, if it has one."""
+    values = [spec.value for spec in given if spec is not None and spec.value is not None]
+    if len(values) < len(given) or values[0].ndim != 2:
+        return None
+    weight, *scale = values
+    has_scale = bool(scale) and scale[0].dtype == np.float32 and scale[0].shape == weight.shape[1:]
+    if weight.dtype == np.int8 and has_scale and len(weight) <= LARGEST_DEPTH:
+        return pack_int8(weight, scale[0])
+    return None
+
+
 def _is_weight(spec: Spec) -> bool:
-    return spec.ndim == 2 and spec.dtype == np.float32 and spec.size >= LEAST_PACKED
+    return spec.packed is None and spec.ndim == 2 and spec.dtype == np.float32 and spec.size >= LEAST_PACKED
 
 
 def made_bytes(specs: dict[str, Spec], given: Iterable[np.ndarray]) -> int:

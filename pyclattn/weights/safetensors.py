@@ -9,7 +9,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +162,21 @@ class SafeTensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return named(self._tensor(name), name, self.path, self._widen)
 
+    def bits(self, name: str) -> np.ndarray:
+        """A bfloat16 tensor as it lies in the file, as uint16.
+
+        Raises
+        ------
+        ModelFormatError
+            If it is of another type.
+        """
+        code, shape, _ = self._entries[name]
+        if code != "BF16":
+            raise ModelFormatError(f"{self.path}: tensor {short(name)} must be BF16, is {code}")
+        tensor = self._tensor(name)
+        storage = Storage(self._source, name, "uint16", tensor.storage.n_bytes, tensor.storage.start)
+        return named(Tensor(storage, "uint16", 0, shape, tensor.strides), name, self.path)
+
     def __iter__(self):
         return iter(self._entries)
 
@@ -186,7 +201,11 @@ def _are_counts(values) -> bool:
 
 
 def write_safetensors(
-    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    bfloat16: Collection[str] = (),
 ) -> None:
     """Write a safetensors file, whole or not at all.
 
@@ -196,6 +215,8 @@ def write_safetensors(
         Replaced in one step when everything is written; a failure leaves what was there.
     tensors : mapping of str to array
     metadata : mapping of str to str, optional
+    bfloat16 : collection of str
+        Names of tensors that are given as the bits of bfloat16, in uint16.
 
     Raises
     ------
@@ -214,7 +235,7 @@ def write_safetensors(
     for name in order:
         array = arrays[name]
         header[name] = {
-            "dtype": _NAMES[array.dtype.name],
+            "dtype": "BF16" if name in bfloat16 else _NAMES[array.dtype.name],
             "shape": list(array.shape),
             "data_offsets": [offset, offset + array.nbytes],
         }

@@ -8,6 +8,7 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     attention,
     cast,
     centroid,
+    clustered,
     control,
     conv,
     elementwise,
@@ -22,6 +23,7 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     reduction,
     resize,
     shape,
+    stored,
 )
 from pyclattn.graph.ops.half import widen_all
 from pyclattn.graph.ops.registry import TABLE, builder, op

@@ -1,0 +1,268 @@
+"""Programs whose weights are stored in fewer bits: the same layers, smaller files, the change that was measured."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import pyclattn
+from pyclattn import cli
+from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, ShapeError, UnsupportedOpError
+from pyclattn.functional.dense import linear, pack_weight
+from pyclattn.functional.dense_int8 import pack_int8, quantise_weight
+from pyclattn.graph.program import Op, Program, Value
+from pyclattn.graph.quantise import bfloat16_bits, layers, quantise
+from pyclattn.graph.serial import load_program, save_program
+from pyclattn.model import Model
+from pyclattn.weights import SafeTensors
+
+ROWS, WIDTH, HIDDEN = 70, 64, 96
+
+
+def program(**changed):
+    """Rows of an embedding through two dense layers with a residual; ``changed`` replaces constants."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.standard_normal((ROWS, WIDTH), dtype=np.float32),
+        "up": rng.standard_normal((WIDTH, HIDDEN), dtype=np.float32) / 8,
+        "shift": rng.standard_normal(HIDDEN, dtype=np.float32),
+        "down": rng.standard_normal((HIDDEN, WIDTH), dtype=np.float32) / 8,
+        **changed,
+    }
+    ops = [
+        Op("Gather", ("table", "ids"), ("x",), {"axis": 0}, "look up"),
+        Op("pyclattn:Linear", ("x", "up", "shift"), ("h",), {"activation": "gelu"}, "widen"),
+        Op("MatMul", ("h", "down"), ("z",), {}, "narrow"),
+        Op("Add", ("z", "x"), ("y",)),
+    ]
+    return Program([Value("ids", "int64", ("b", "n"))], [Value("y", "float32", ("b", "n", WIDTH))], ops, constants)
+
+
+IDS = np.random.default_rng(1).integers(-ROWS, ROWS, (2, 11))
+
+
+def by_hand(constants, weights):
+    """The model in NumPy: what is stored, widened; with int8 its layers round their input too."""
+    table, up, down = (constants[name] for name in ("table", "up", "down"))
+    if weights == "int8":
+        codes, scale = quantise_weight(table.T)
+        rows = (codes.T * scale[:, None])[IDS].astype(np.float32)
+        first, second = (pack_int8(*quantise_weight(w)) for w in (up, down))
+    else:
+
+        def rounded(w):
+            if weights == "fp16":
+                return w.astype(np.float16).astype(np.float32)
+            return (bfloat16_bits(w).astype(np.uint32) << 16).view(np.float32)
+
+        rows, first, second = rounded(table)[IDS], pack_weight(rounded(up)), pack_weight(rounded(down))
+    x = rows.reshape(-1, WIDTH)
+    h = linear(x, first, constants["shift"], activation="gelu")
+    return (linear(h, second) + x).reshape(*IDS.shape, WIDTH)
+
+
+SHARE = {"int8": 0.3, "fp16": 0.52, "bf16": 0.52}
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp16", "bf16"])
+def test_the_layers_of_a_quantised_program(weights):
+    source = program()
+    small, refused = quantise(source, weights)
+    assert not refused
+    model = Model(small)
+    assert model.weight_bytes < SHARE[weights] * Model(source).weight_bytes
+    np.testing.assert_allclose(model(ids=IDS)["y"], by_hand(source.constants, weights), rtol=1e-5, atol=1e-5)
+    assert all(array.dtype == np.float32 for array in source.constants.values())  # the source is as it was
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp16", "bf16"])
+def test_a_file_holds_what_is_stored(weights, tmp_path):
+    small, _ = quantise(program(), weights)
+    path = tmp_path / "small.safetensors"
+    save_program(path, small)
+    before, after = Model(small)(ids=IDS)["y"], pyclattn.load(path)(ids=IDS)["y"]
+    np.testing.assert_array_equal(before, after)
+    with safe_open(path, "np") as file:  # another reader of the format
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert kinds["up"] == kinds["table"] == {"int8": "I8", "fp16": "F16", "bf16": "BF16"}[weights]
+    assert kinds["shift"] == "F32"
+    assert ("up.scale" in kinds) == (weights == "int8")
+    if weights == "bf16":
+        np.testing.assert_array_equal(SafeTensors(path)["up"].view(np.uint32) >> 16, small.constants["up"])
+        assert load_program(path).constants["up"].dtype == np.uint16
+        with pytest.raises(ModelFormatError, match="tensor 'shift' must be BF16, is F32"):
+            SafeTensors(path).bits("shift")
+
+
+def test_a_memory_limit_gives_the_same_numbers():
+    small, _ = quantise(program())
+    free = Model(small)
+    needed = free.estimate(ids=IDS.shape)
+    bound = Model(small, max_memory=needed + (1 << 20))
+    np.testing.assert_array_equal(free(ids=IDS)["y"], bound(ids=IDS)["y"])
+    assert bound.estimate(ids=IDS.shape) <= needed
+    assert needed < Model(program()).estimate(ids=IDS.shape)
+
+
+def test_the_estimate_counts_packed_weights():
+    small, _ = quantise(program(up=np.ones((WIDTH, 960), np.float32), shift=np.ones(960, np.float32),
+                                down=np.ones((960, WIDTH), np.float32)))  # fmt: skip
+    plan = Model(small)._executor.plan({"ids": pyclattn.graph.spec.Spec((1, 1), np.int64)})
+    assert plan.folded >= 2 * 960 * WIDTH
+
+
+def test_what_other_operators_read_stays():
+    source = program()
+    source.ops.append(Op("Identity", ("up",), ("w",)))
+    source.outputs.append(Value("w", "float32", (WIDTH, HIDDEN)))
+    assert [(layer.name, layer.kind) for layer in layers(source)] == [("table", "embedding"), ("down", "dense")]
+    source.outputs.append(Value("down", "float32", (HIDDEN, WIDTH)))
+    assert [layer.name for layer in layers(source)] == ["table"]
+    small, _ = quantise(source)
+    model = Model(small)
+    np.testing.assert_array_equal(model(ids=IDS)["w"], source.constants["up"])
+
+
+def test_a_stored_weight_that_others_read_is_widened():
+    """A program someone else wrote: the widened weight is an output too."""
+    small, _ = quantise(program())
+    wide = next(op.outputs[0] for op in small.ops if op.inputs[0] == "up")
+    small.outputs.append(Value(wide, "float32", (WIDTH, HIDDEN)))
+    for model in (Model(small), Model(small, max_memory=1 << 24)):
+        got = model(ids=IDS)[wide]
+        np.testing.assert_array_equal(got, small.constants["up"] * small.constants["up.scale"])
+
+
+BAD = {
+    "nan": (np.nan, "NaN or an infinity"),
+    "infinity": (np.inf, "NaN or an infinity"),
+    "outlier": (1e6, "of the rest would be lost"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_weights_that_int8_cannot_hold_stay_and_are_named(name):
+    number, reason = BAD[name]
+    up = program().constants["up"].copy()
+    up[3, 5] = number
+    found = pyclattn.quantize(Model(program(up=up, down=np.zeros((HIDDEN, WIDTH), np.float32))))
+    assert set(found.kept) == {"up", "down"}
+    assert reason in found.kept["up"]
+    assert "all of it is zero" in found.kept["down"]
+    assert found.model.program.constants["up"].dtype == np.float32
+    assert reason in str(found)
+    assert found.change is None
+
+
+def test_numbers_beyond_float16_stay():
+    up = program().constants["up"].copy()
+    up[0, 0] = 70000
+    _, refused = quantise(program(up=up), "fp16")
+    assert "a number beyond 65504" in refused["up"]
+    assert not quantise(program(up=up), "bf16")[1]
+
+
+def test_bfloat16_rounds_to_even():
+    """Ties, the largest numbers below the overflow, denormals, zeros of both signs."""
+    torch_like = {0x3F808000: 0x3F80, 0x3F818000: 0x3F82, 0x3F808001: 0x3F81, 0x7F7F0000: 0x7F7F, 0x00000001: 0,
+                  0x80000000: 0x8000, 0x00018000: 0x0002}  # fmt: skip
+    given = np.array(list(torch_like), np.uint32).view(np.float32)
+    assert bfloat16_bits(given).tolist() == list(torch_like.values())
+
+
+SAMPLES = [{"ids": IDS}, {"ids": IDS[:1, :5]}]
+
+
+def test_the_change_is_measured():
+    source = Model(program())
+    found = pyclattn.quantize(source, "int8", SAMPLES)
+    want = [
+        np.linalg.norm(found.model(**s)["y"] - source(**s)["y"]) / np.linalg.norm(source(**s)["y"]) for s in SAMPLES
+    ]
+    assert found.change == pytest.approx(max(want))
+    assert 1e-3 < found.change < 0.1
+    assert not found.kept
+    assert not found.errors
+
+
+def test_the_worst_layers_are_kept_until_the_change_is_small_enough():
+    """A layer whose input has one dominant number loses the rest of it."""
+    source = program()
+    source.constants["shift"][0] = 300  # gelu passes it on: the rows that "down" reads have an outlier
+    model = Model(source)
+    free = pyclattn.quantize(model, "int8", SAMPLES)
+    limit = free.change / 3
+    found = pyclattn.quantize(model, "int8", SAMPLES, keep_above=limit)
+    assert found.change <= limit < free.change
+    assert set(found.errors) == {"table", "up", "down"}
+    worst = max(found.errors, key=found.errors.get)
+    assert worst in found.kept
+    assert len(found.kept) < 3
+    assert f"{found.errors[worst]:.1e}" in str(found)
+    everything = pyclattn.quantize(model, "int8", SAMPLES, keep_above=1e-9)
+    assert set(everything.kept) == {"table", "up", "down"}
+    assert everything.change == 0
+
+
+def test_a_plan_in_the_file_goes_along():
+    from pyclattn.model import PLAN_KEY
+    from pyclattn.plan import Plan
+
+    source = program()
+    model = Model(source)
+    source.metadata[PLAN_KEY] = Plan(model=model.fingerprint).to_json()
+    small = pyclattn.quantize(Model(source), "fp16").model
+    assert small.plan.model == small.fingerprint != model.fingerprint
+
+
+def test_bad_calls():
+    model = Model(program())
+    with pytest.raises(ArgumentError, match="weights must be one of"):
+        pyclattn.quantize(model, "int4")
+    with pytest.raises(ArgumentError, match="give samples too"):
+        pyclattn.quantize(model, keep_above=0.1)
+    with pytest.raises(ArgumentError, match="above 0, got -1"):
+        pyclattn.quantize(model, "int8", SAMPLES, keep_above=-1)
+    with pytest.raises(ArgumentError, match=r"samples\[0\].*missing ids"):
+        pyclattn.quantize(model, "int8", [{}])
+    with pytest.raises(ArgumentError, match="no weight of a dense layer or embedding in float32"):
+        pyclattn.quantize(Model(quantise(program())[0]))
+
+
+def test_operators_that_were_altered():
+    for change, error in (
+        ({"up": np.zeros((WIDTH, HIDDEN), np.int32)}, DTypeError),
+        ({"up.scale": np.zeros(HIDDEN - 1, np.float32)}, ShapeError),
+        ({"up.scale": np.zeros(HIDDEN, np.float64)}, ShapeError),
+    ):
+        small, _ = quantise(program())
+        small.constants.update(change)
+        with pytest.raises(error, match=r"up\.float32"):
+            Model(small)(ids=IDS)
+
+
+def test_an_older_reader_says_what_it_lacks(monkeypatch, tmp_path):
+    from pyclattn.graph import executor
+
+    small, _ = quantise(program())
+    monkeypatch.delitem(executor.TABLE, "pyclattn:Dequantize")
+    with pytest.raises(UnsupportedOpError, match="pyclattn:Dequantize"):
+        Model(small)
+
+
+def test_command_line(tmp_path, capsys):
+    source, target, sample = (str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "s.npz"))
+    save_program(source, program())
+    np.savez(sample, ids=IDS)
+    assert cli.main(["quantize", source, "-o", target, "--samples", sample, "--keep-above", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 3 weights are int8" in printed
+    assert "change of the output on the samples" in printed
+    assert pyclattn.load(target).program.constants["up"].dtype == np.int8
+    assert cli.main(["quantize", source, "-o", source]) == 1
+    assert "same file" in capsys.readouterr().err
+    assert cli.main(["quantize", source, "-o", str(tmp_path / "b.npz")]) == 1
+    assert "must end in .safetensors" in capsys.readouterr().err
+    with safe_open(target, "np") as file:
+        assert json.loads(file.metadata()["pyclattn.program"])["constants"]["up"] == "up"
