@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ def load_state(module: nn.Module, weights: str | os.PathLike | Mapping[str, np.n
     where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
     given = weights if isinstance(weights, Mapping) else load_weights(weights)
     wanted = module.state_dict()
+    check_state(wanted, given, type(module).__name__, where)
+    module.load_state_dict({name: _tensor(given[name]) for name in wanted})
+
+
+def check_state(wanted: Mapping[str, Any], given: Mapping[str, Any], what: str, where: str = "") -> None:
+    """Raise one error for all tensors of a state dict that are missing, unexpected or of another shape."""
     problems = [f"missing: {name} {tuple(x.shape)}" for name, x in wanted.items() if name not in given]
     problems += [f"unexpected: {name} {tuple(x.shape)}" for name, x in given.items() if name not in wanted]
     problems += [
@@ -49,10 +56,7 @@ def load_state(module: nn.Module, weights: str | os.PathLike | Mapping[str, np.n
         if name in given and tuple(given[name].shape) != tuple(x.shape)
     ]
     if problems:
-        raise ModelFormatError(
-            "\n  ".join([f"{where}the weights are not those of {type(module).__name__}:", *problems])
-        )
-    module.load_state_dict({name: _tensor(given[name]) for name in wanted})
+        raise ModelFormatError("\n  ".join([f"{where}the weights are not those of {what}:", *problems]))
 
 
 def _tensor(given: np.ndarray | Tensor) -> Tensor:

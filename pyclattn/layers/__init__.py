@@ -11,6 +11,7 @@ from pyclattn.layers.cast import CASTAttention
 from pyclattn.layers.centroid import CentroidAttention, Centroids
 from pyclattn.layers.clustered import ClusteredAttention
 from pyclattn.layers.encoder import Encoder, EncoderLayer
+from pyclattn.layers.fast_transformers import fast_transformers_encoder
 from pyclattn.layers.rotary import Angles, Rotary, rotate
 from pyclattn.layers.weights import from_weights
 
@@ -30,6 +31,7 @@ __all__ = [
     "MultiHeadAttention",
     "RMSNorm",
     "Rotary",
+    "fast_transformers_encoder",
     "from_weights",
     "rotate",
 ]

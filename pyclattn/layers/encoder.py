@@ -9,6 +9,7 @@ from pyclattn import _threads
 from pyclattn.arrays import Float32, Given
 from pyclattn.layers.attention import Method, MultiHeadAttention
 from pyclattn.layers.basic import FeedForward, Norm
+from pyclattn.layers.cast import CASTAttention
 from pyclattn.plan import Plan
 
 
@@ -21,7 +22,7 @@ class EncoderLayer:
 
     Parameters
     ----------
-    attention : MultiHeadAttention
+    attention : MultiHeadAttention, ClusteredAttention or CASTAttention
     feed_forward : FeedForward
     attention_norm, feed_forward_norm : LayerNorm or RMSNorm
     is_pre_norm : bool
@@ -43,7 +44,7 @@ class EncoderLayer:
     (1, 5, 8)
     """
 
-    attention: MultiHeadAttention
+    attention: MultiHeadAttention | CASTAttention
     feed_forward: FeedForward
     attention_norm: Norm
     feed_forward_norm: Norm
@@ -57,7 +58,7 @@ class EncoderLayer:
         x : array
         n_threads : int, optional
         **how
-            Masks, offsets, angles and ``attention``, as of `MultiHeadAttention`.
+            Masks, offsets, angles and ``attention``, as the layer's attention takes them.
         """
         n = _threads.resolve(n_threads)
         if self.is_pre_norm:
@@ -94,8 +95,8 @@ class Encoder:
 
     @property
     def attentions(self) -> list[str]:
-        """Names a Plan can name, one a layer."""
-        return [layer.attention.name for layer in self.layers]
+        """Names a Plan can name, one a layer that has a name: CAST's own clusters give way to no other method."""
+        return [layer.attention.name for layer in self.layers if isinstance(layer.attention, MultiHeadAttention)]
 
     def __call__(
         self, x: Given, *, attention: Method | None = None, n_threads: int | None = None, **how: Any
@@ -118,5 +119,6 @@ class Encoder:
         """
         n, plan = _threads.resolve(n_threads), attention if attention is None else Plan.of(attention, self.attentions)
         for layer in self.layers:
-            x = layer(x, attention=plan, n_threads=n, **how)
+            method = {"attention": plan} if isinstance(layer.attention, MultiHeadAttention) else {}
+            x = layer(x, n_threads=n, **method, **how)
         return x if self.norm is None else self.norm(x, n_threads=n)

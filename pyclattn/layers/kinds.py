@@ -183,11 +183,8 @@ _OF_CLUSTERED = (
     "n_iterations", "seed",
 )  # fmt: skip
 _OF_FEED_FORWARD = ("activation", "is_gated")
-_OF_LAYER = tuple(
-    dict.fromkeys(
-        ("is_pre_norm", "attention_kind", *_OF_ATTENTION, *_OF_CLUSTERED, *_OF_CAST, *_OF_FEED_FORWARD, "norm", "epsilon")
-    )
-)
+_OF_EVERY_ATTENTION = dict.fromkeys([*_OF_ATTENTION, *_OF_CLUSTERED, *_OF_CAST])  # each once, in this order
+_OF_LAYER = ("is_pre_norm", "attention_kind", *_OF_EVERY_ATTENTION, *_OF_FEED_FORWARD, "norm", "epsilon")
 
 KINDS: dict[str, Kind] = {
     "linear": Kind(lambda _: linear_template(), lambda tensors, _: linear(tensors)),

@@ -51,15 +51,16 @@ def from_weights(
         What tensors do not say. attention: ``n_heads``, ``n_kv_heads``, ``fused`` (a layout of
         `MultiHeadAttention.fused`; the projection is then named ``qkv``), ``shares_query`` (queries and keys share
         ``query``), ``rotary``, ``scale``, ``attention``, ``name``; feed_forward: ``activation``, ``is_gated``; norms:
-        ``norm`` ("layer" or "rms"), ``epsilon``; cast_attention and centroid_attention: the fields
-        of `CASTAttention` and `CentroidAttention` that are no tensors;
-        encoder_layer: all of attention's, feed_forward's and the norms', and ``is_pre_norm``; encoder: also
-        ``n_layers``, ``has_norm`` (a last ``norm``), and ``name`` with ``{}`` for the layer's number.
+        ``norm`` ("layer" or "rms"), ``epsilon``; clustered_attention, cast_attention and centroid_attention: the
+        fields of `ClusteredAttention`, `CASTAttention` and `CentroidAttention` that are no tensors; encoder_layer:
+        all of attention's, feed_forward's and the norms', ``is_pre_norm``, and ``attention_kind`` ("attention",
+        "clustered_attention" or "cast_attention") with that kind's settings; encoder: also ``n_layers``, ``has_norm``
+        (a last ``norm``), and ``name`` with ``{}`` for the layer's number.
 
     Returns
     -------
-    Linear, LayerNorm, RMSNorm, Embedding, FeedForward, MultiHeadAttention, CASTAttention, CentroidAttention,
-    EncoderLayer or Encoder
+    Linear, LayerNorm, RMSNorm, Embedding, FeedForward, MultiHeadAttention, ClusteredAttention, CASTAttention,
+    CentroidAttention, EncoderLayer or Encoder
 
     Raises
     ------
