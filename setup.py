@@ -6,7 +6,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
 EXT = Path("pyclattn/_ext")
-LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
+LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512", "avx512_bf16")]
 INT8 = [str(EXT / f"int8_{isa}.c") for isa in ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")]
 HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
 # gnu11: -std=c11 would turn off the fusing of multiply and add that the tiles live on.

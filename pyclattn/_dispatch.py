@@ -21,6 +21,7 @@ ROOMS = {"reference": "pyclattn.reference", "numba": "pyclattn.kernels", "cython
 
 OWNERS = {
     "attention.attend": "cython",
+    "attention.attend_bfloat16": "cython",
     "attention.attend_centroids": "cython",
     "attention.merge_partials": "numba",
     "attention.attend_members": "cython",

@@ -4,13 +4,12 @@ Each `def` owns the buffers of one thread and draws tasks; the `cdef` functions 
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
-)
+from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, bfloat16, current, tile_all_finite, tile_isa, tile_term
+from pyclattn._ext.isa cimport best_at, best_size, draw_task, new_floats, padded, tile_best
 
 cdef double LOG2E = 1.4426950408889634
 
@@ -53,11 +52,11 @@ cdef struct Mask:
     long query_stride, key_stride
 
 
-cdef bint work_new(Work *w, long depth, long width, long n_panels, long n_packed) noexcept nogil:
+cdef bint work_new(Work *w, const tile_isa *isa, long depth, long width, long n_panels, long n_packed) noexcept nogil:
     """Buffers for one thread; `n_packed` rows of keys and values. False where memory is out."""
     cdef size_t size
     cdef long i
-    w.isa = current()
+    w.isa = isa
     w.lanes, w.depth, w.width = w.isa.lanes, depth, width
     w.panel_size = (depth + width + 2) * padded(w.lanes)
     size = n_panels * w.panel_size + (2 * TILE_KEYS + 8) * padded(w.lanes) + n_packed * (depth + width) + 64
@@ -95,17 +94,6 @@ cdef void panel_begin(Work *w, Panel p, const float *rows, long stride, const in
         p.m[i] = TILE_MASKED
 
 
-cdef bint all_finite(const float *rows, long stride, long n, long width) noexcept nogil:
-    cdef const uint32_t *bits
-    cdef uint32_t exponent = 0x7F800000, bad = 0
-    cdef long k, e
-    for k in range(n):
-        bits = <const uint32_t *> (rows + k * stride)
-        for e in range(width):
-            bad |= (bits[e] & exponent) == exponent
-    return not bad
-
-
 cdef void panel_step(Work *w, Panel p, long n_queries, Block b, Mask *mask, const tile_best *best) noexcept nogil:
     """One block of keys: scores, selection where asked for, softmax, values."""
     cdef long vectors = (n_queries + w.isa.vector - 1) // w.isa.vector
@@ -124,7 +112,7 @@ cdef void panel_step(Work *w, Panel p, long n_queries, Block b, Mask *mask, cons
     if mask.is_causal:
         w.isa.mask_future(w.s, b.n, vectors, b.index, b.first_row, mask.lane_positions, mask.origin)
     w.isa.soften_masked(w.s, b.n, vectors, p.m, p.mass, w.alpha)
-    if all_finite(b.values, b.value_stride, b.n, w.width):
+    if tile_all_finite(b.values, b.value_stride, w.isa.pair, b.n, w.width):
         w.isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, p.o)
     else:
         accumulate_seen(w, p, n_queries, b)
@@ -133,27 +121,25 @@ cdef void panel_step(Work *w, Panel p, long n_queries, Block b, Mask *mask, cons
 cdef void accumulate_seen(Work *w, Panel p, long n_queries, Block b) noexcept nogil:
     """Values that are not finite must not meet weights of zero, 0 x inf: row by row, only where seen."""
     cdef long e, k, i
-    cdef float x
+    cdef float x, weight
     for e in range(w.width):
         for i in range(w.lanes):
             p.o[e * w.lanes + i] *= w.alpha[i]
         for k in range(b.n):
-            x = b.values[k * b.value_stride + e]
+            x = tile_term(b.values + e, b.value_stride, w.isa.pair, k)
             for i in range(n_queries):
-                if w.s[k * w.lanes + i] != 0:
-                    p.o[e * w.lanes + i] += w.s[k * w.lanes + i] * x
+                weight = tile_term(w.s + i, w.lanes, w.isa.pair, k)
+                if weight != 0:
+                    p.o[e * w.lanes + i] += weight * x
 
 
 cdef void pack(Work *w, Block *b, const float *keys, long key_stride, const float *values, long value_stride,
                const int64_t *index) noexcept nogil:
-    """Copy the rows of a block side by side: rows far apart cost a page each."""
-    cdef long k
-    cdef int64_t row
-    for k in range(b.n):
-        row = index[k] if index != NULL else k
-        memcpy(w.keys + k * w.depth, keys + row * key_stride, w.depth * sizeof(float))
-        memcpy(w.values + k * w.width, values + row * value_stride, w.width * sizeof(float))
-    b.keys, b.values, b.key_stride, b.value_stride = w.keys, w.values, w.depth, w.width
+    """Copy the rows of a block side by side, as the table takes them: rows far apart cost a page each."""
+    w.isa.pack_rows(keys, key_stride, index, b.n, w.depth, w.keys)
+    w.isa.pack_columns(values, value_stride, index, b.n, w.width, w.values)
+    b.keys, b.values = w.keys, w.values
+    b.key_stride, b.value_stride = (w.depth + w.isa.pair - 1) // w.isa.pair, w.width
 
 
 cdef void take_block(Work *w, Block *b, const float *keys, long key_stride, const float *values, long value_stride,
@@ -177,6 +163,27 @@ def attend(
     const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """Exact attention of `chunk` queries a task (see `pyclattn.reference.attention`)."""
+    attend_with(current(), query, query_spans, key, value, key_spans, key_index, allowed, bias, is_causal, scale,
+                tasks, chunk, out, counter)
+
+
+def attend_bfloat16(
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const float[:, :, :, :] key,
+    const float[:, :, :, :] value, const int64_t[:, ::1] key_spans, const int64_t[::1] key_index,
+    const uint8_t[:, :, :, :] allowed, const float[:, :, :, :] bias, bint is_causal, double scale,
+    const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """The same with products of bfloat16."""
+    attend_with(bfloat16(), query, query_spans, key, value, key_spans, key_index, allowed, bias, is_causal, scale,
+                tasks, chunk, out, counter)
+
+
+cdef int attend_with(
+    const tile_isa *isa, const float[:, :, :, :] query, const int64_t[:, ::1] query_spans,
+    const float[:, :, :, :] key, const float[:, :, :, :] value, const int64_t[:, ::1] key_spans,
+    const int64_t[::1] key_index, const uint8_t[:, :, :, :] allowed, const float[:, :, :, :] bias, bint is_causal,
+    double scale, const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+) except -1:
     cdef:
         Work w
         Block b
@@ -191,10 +198,10 @@ def attend(
         const float *keys
         const float *values
         const int64_t *index
-        bint has_mask = bias is not None or allowed is not None, is_packed
+        bint has_mask = bias is not None or allowed is not None, is_apart, is_packed
 
     with nogil:
-        if not work_new(&w, depth, width, (chunk + current().lanes - 1) // current().lanes, TILE_KEYS):
+        if not work_new(&w, isa, depth, width, (chunk + isa.lanes - 1) // isa.lanes, TILE_KEYS):
             with gil:
                 raise MemoryError("no memory for one block of attention")
         memset(&mask, 0, sizeof(Mask))
@@ -215,7 +222,8 @@ def attend(
             if n_keys > 0:
                 keys = &key[key_batch, head // group, 0, 0] + (0 if index != NULL else key_start * k_stride)
                 values = &value[key_batch, head // group, 0, 0] + (0 if index != NULL else key_start * v_stride)
-            is_packed = index != NULL or ((k_stride != depth or v_stride != width) and n_queries >= w.lanes)
+            is_apart = k_stride != depth or v_stride != width
+            is_packed = isa.pair > 1 or index != NULL or (is_apart and n_queries >= w.lanes)
             n_panels = (n_queries + w.lanes - 1) // w.lanes
             for i in range(n_panels):
                 panel_begin(&w, panel_at(&w, i), &query[batch, head, start + first + i * w.lanes, 0], q_stride, NULL,
@@ -289,7 +297,7 @@ def attend_centroids(
         n_panels = (chunk + current().lanes - 1) // current().lanes
         list_size = best_size(current().lanes, topk)
         lists = new_floats(n_panels * list_size)
-        if lists == NULL or not work_new(&w, depth, width, n_panels, TILE_KEYS):
+        if lists == NULL or not work_new(&w, current(), depth, width, n_panels, TILE_KEYS):
             free(lists)
             with gil:
                 raise MemoryError("no memory for one block of attention")
@@ -369,7 +377,7 @@ def attend_members(
 
     with nogil:
         memory = new_floats(padded(width) + padded(current().lanes))
-        if memory == NULL or not work_new(&w, depth, width, 1, topk):
+        if memory == NULL or not work_new(&w, current(), depth, width, 1, topk):
             free(memory)
             with gil:
                 raise MemoryError("no memory for one block of attention")

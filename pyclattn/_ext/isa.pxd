@@ -20,9 +20,11 @@ cdef extern from "tile.h" nogil:
 
     ctypedef struct tile_isa:
         const char *name
-        long lanes, vector, group
+        long lanes, vector, group, pair
         double loop_flops
         void (*load)(const float *, long, const int64_t *, long, long, float, float *) noexcept nogil
+        void (*pack_rows)(const float *, long, const int64_t *, long, long, float *) noexcept nogil
+        void (*pack_columns)(const float *, long, const int64_t *, long, long, float *) noexcept nogil
         void (*score)(const float *, long, long, long, const float *, long, float *, float *) noexcept nogil
         void (*soften)(float *, long, const float *, long, float *, float *, float *) noexcept nogil
         void (*soften_masked)(float *, long, long, float *, float *, float *) noexcept nogil
@@ -52,6 +54,8 @@ cdef extern from "tile.h" nogil:
         float (*fma_loop)(long) noexcept nogil
 
     void tile_prefetch(const float *row, long width) noexcept nogil
+    float tile_term(const float *words, long stride, long pair, long k) noexcept nogil
+    bint tile_all_finite(const float *words, long stride, long pair, long n, long width) noexcept nogil
 
 cdef extern from *:
     """
@@ -67,6 +71,7 @@ cdef extern from *:
     float *new_floats(size_t n) noexcept nogil
 
 cdef const tile_isa *current() noexcept nogil
+cdef const tile_isa *bfloat16() except NULL
 
 
 cdef inline long list_room(long topk) noexcept nogil:

@@ -19,8 +19,15 @@ cdef extern from *:
     #endif
         return level == 0 ? &tile_baseline : 0;
     }
+    static const tile_isa *pairs_of(const tile_isa *isa) {
+    #ifdef TILE_X86
+        if (isa == &tile_avx512 && __builtin_cpu_supports("avx512bf16")) return &tile_avx512_bf16;
+    #endif
+        return 0;
+    }
     """
     const tile_isa *tile_of(int level) noexcept nogil
+    const tile_isa *pairs_of(const tile_isa *isa) noexcept nogil
 
 
 cdef const tile_isa *_current = NULL
@@ -28,6 +35,13 @@ cdef const tile_isa *_current = NULL
 
 cdef const tile_isa *current() noexcept nogil:
     return _current
+
+
+cdef const tile_isa *bfloat16() except NULL:
+    """The table whose products are of bfloat16, beside the one in use."""
+    if pairs_of(_current) == NULL:
+        raise BackendError(missing_bfloat16())
+    return pairs_of(_current)
 
 
 cdef const tile_isa *_named(str name) except NULL:
@@ -48,6 +62,15 @@ def selected():
     return _current.name.decode()
 
 
+def missing_bfloat16():
+    """What keeps this process from products of bfloat16, or an empty string."""
+    if pairs_of(_current) != NULL:
+        return ""
+    if pairs_of(tile_of(2)) != NULL:
+        return f"bfloat16 products need the instruction set avx512, but {selected()} was chosen"
+    return "bfloat16 products need AVX512-BF16, which this processor does not have"
+
+
 def lanes():
     """Queries, or columns of a dense layer, of one panel."""
     return _current.lanes
@@ -60,11 +83,12 @@ def select(str name):
 
 
 def fma_peak(str name, double seconds):
-    """Float32 operations per second of the calling thread in a loop of nothing but multiply-adds.
+    """Operations per second of the calling thread in a loop of nothing but multiply-adds.
 
-    The interpreter lock is released, so that several threads can be measured at once.
+    In float32 at an instruction set, or "bfloat16". The interpreter lock is released, so that several threads can be
+    measured at once.
     """
-    cdef const tile_isa *isa = _named(name)
+    cdef const tile_isa *isa = bfloat16() if name == "bfloat16" else _named(name)
     cdef long rounds = 0, step = 1_000_000
     cdef float result = 0
     begin = time.perf_counter()

@@ -1,5 +1,10 @@
 /* Everything on a panel but the products: loading, softmax, masks, selection, hashing, storing; and the table. */
 #include "lanes.h"
+#if BFLOAT16
+#include "pairs.h"
+#else
+#include "singles.h"
+#endif
 #include "products.h"
 
 #define LOG2E 1.44269504088896341f
@@ -25,6 +30,9 @@ static void tile_load(const float *rows, long stride, const int64_t *index, long
         const float *row = i < n ? rows + (index ? index[i] : i) * stride : 0;
         for (long d = 0; d < depth; d++) panel[d * LANES + i] = row ? row[d] * factor : 0.f;
     }
+#if BFLOAT16
+    tile_pack_columns(panel, LANES, 0, depth, LANES, panel);
+#endif
 }
 
 static void tile_store(const float *o, const float *l, long n, long width, float weight, const float *base, float *out,
@@ -52,27 +60,7 @@ static void tile_store(const float *o, const float *l, long n, long width, float
     }
 }
 
-/* The sum of a block starts from zero and joins l at the end: shorter chains of roundings. */
-INL void soften_block(int nv, vf *s, long n, const vf *m, vf *sum, int is_masked) {
-    vf top[NV], total[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < nv; j++) {
-        top[j] = m[j];
-        total[j] = (vf){0};
-    }
-#pragma GCC unroll 1
-    for (long k = 0; k < n; k++)
-#pragma GCC unroll 8
-        for (int j = 0; j < nv; j++) {
-            vf x = s[k * NV + j], e = exp2_neg(x - top[j]);
-            if (is_masked) e = blend(x == spread(TILE_MASKED), (vf){0}, e);
-            s[k * NV + j] = e;
-            total[j] += e;
-        }
-#pragma GCC unroll 8
-    for (int j = 0; j < nv; j++) sum[j] = total[j];
-}
-
+/* The weights of a block sum up from zero and join l at the end: shorter chains of roundings. */
 INL void soften_to(vf *s, long n, const vf *peak, long vectors, float *m, float *l, float *alpha, int is_masked) {
     vf *mm = (vf *)m, *ll = (vf *)l, *aa = (vf *)alpha, sum[NV];
     for (long j = 0; j < vectors; j++) {
@@ -300,8 +288,8 @@ static void tile_nearest(const float *s, long n, long vectors, const float *offs
 #define JOIN(a, b) a##b
 #define TABLE_NAME(isa) JOIN(tile_, isa)
 const tile_isa TABLE_NAME(ISA) = {
-    NAME(ISA), LANES, VL, MR, 2.0 * MR * LANES,
-    tile_load, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
+    NAME(ISA), LANES, VL, MR, PAIR, 2.0 * PAIR * MR * LANES,
+    tile_load, tile_pack_rows, tile_pack_columns, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
     tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_finish,
     tile_part, tile_tail, tile_tilt, tile_share, tile_apart, tile_farthest,
     tile_laplace, tile_add_shares, tile_fma_loop,

@@ -1,4 +1,5 @@
-/* The two products of attention on one register tile: MR x NV accumulators, nothing spilled. */
+/* The two products of attention on one register tile: MR x NV accumulators, nothing spilled. Their terms are floats, or
+ * pairs of bfloat16 (pairs.h). */
 
 /* acc[r][j] = sum over t of a[r * row + t * col] * b[t][j]. The short loops must be
  * unrolled whole, the long one little (four steps: 1 % on AVX2). */
@@ -7,16 +8,16 @@
     _Pragma("GCC unroll 16") for (int r = 0; r < (mr); r++)                \
         _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) acc[r][j] = (vf){0}; \
     _Pragma("GCC unroll 4") for (long t = 0; t < (steps); t++) {           \
-        vf q[NV];                                                          \
+        terms q[NV];                                                       \
         _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) q[j] = (b)[t * NV + j]; \
         _Pragma("GCC unroll 16") for (int r = 0; r < (mr); r++) {          \
-            vf x = spread((a)[r * (row) + t * (col)]);                     \
-            _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) acc[r][j] += x * q[j]; \
+            terms x = spread_term((a)[r * (row) + t * (col)]);             \
+            _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) acc[r][j] = add_product(acc[r][j], x, q[j]); \
         }                                                                  \
     }
 
 /* Scores of mr keys; `peak` becomes (or, continued, stays at least) their largest. */
-INL void score_rows(int mr, int nv, const float *keys, long stride, long depth, const vf *panel, vf *s, vf *peak,
+INL void score_rows(int mr, int nv, const term *keys, long stride, long depth, const terms *panel, vf *s, vf *peak,
                     int is_continued) {
     PRODUCT(mr, nv, depth, keys, stride, 1, panel)
 #pragma GCC unroll 8
@@ -32,7 +33,7 @@ INL void score_rows(int mr, int nv, const float *keys, long stride, long depth, 
 }
 
 /* mr coordinates of the output over n keys. */
-INL void value_rows(int mr, int nv, const float *values, long stride, long n, const vf *s, const vf *alpha, vf *o) {
+INL void value_rows(int mr, int nv, const term *values, long stride, long n, const terms *s, const vf *alpha, vf *o) {
     PRODUCT(mr, nv, n, values, 1, stride, s)
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++)
@@ -42,17 +43,17 @@ INL void value_rows(int mr, int nv, const float *values, long stride, long n, co
 
 /* One function an (mr, nv): as instances that are not inlined each gets its own registers. */
 #define INSTANCES(mr, nv)                                                                                        \
-    static __attribute__((noinline)) void score_##mr##_##nv(const float *k, long ks, long d, const vf *p, vf *s, \
-                                                            vf *peak, int more) {                                \
+    static __attribute__((noinline)) void score_##mr##_##nv(const term *k, long ks, long d, const terms *p,      \
+                                                            vf *s, vf *peak, int more) {                         \
         score_rows(mr, nv, k, ks, d, p, s, peak, more);                                                          \
     }                                                                                                            \
-    static __attribute__((noinline)) void value_##mr##_##nv(const float *v, long vs, long n, const vf *s,        \
+    static __attribute__((noinline)) void value_##mr##_##nv(const term *v, long vs, long n, const terms *s,      \
                                                             const vf *a, vf *o) {                                \
         value_rows(mr, nv, v, vs, n, s, a, o);                                                                   \
     }
 
-typedef void (*score_fn)(const float *, long, long, const vf *, vf *, vf *, int);
-typedef void (*value_fn)(const float *, long, long, const vf *, const vf *, vf *);
+typedef void (*score_fn)(const term *, long, long, const terms *, vf *, vf *, int);
+typedef void (*value_fn)(const term *, long, long, const terms *, const vf *, vf *);
 
 #if NV == 3
 #define ROW_INSTANCES(mr) INSTANCES(mr, 1) INSTANCES(mr, 2) INSTANCES(mr, 3)
@@ -77,11 +78,13 @@ enum { SIZES = 3 };
 static const score_fn SCORE[SIZES][NV] = TABLE(score);
 static const value_fn VALUE[SIZES][NV] = TABLE(value);
 
-static void tile_score(const float *keys, long stride, long n, long depth, const float *panel, long vectors, float *s,
+static void tile_score(const float *rows, long stride, long n, long depth, const float *panel, long vectors, float *s,
                        float *group_peaks) {
-    const vf *p = (const vf *)panel;
+    const term *keys = (const term *)rows;
+    const terms *p = (const terms *)panel;
     vf *scores = (vf *)s, *peaks = (vf *)group_peaks;
     long k = 0;
+    depth = n_terms(depth);
     for (; k + MR <= n; k += MR, peaks += NV)
         SCORE[SIZES - 1][vectors - 1](keys + k * stride, stride, depth, p, scores + k * NV, peaks, 0);
     int more = 0;
@@ -93,11 +96,14 @@ static void tile_score(const float *keys, long stride, long n, long depth, const
         }
 }
 
-static void tile_accumulate(const float *values, long stride, long n, long width, const float *s, long vectors,
+static void tile_accumulate(const float *rows, long stride, long n, long width, const float *s, long vectors,
                             const float *alpha, float *o) {
-    const vf *scores = (const vf *)s, *a = (const vf *)alpha;
+    const term *values = (const term *)rows;
+    const terms *scores = (const terms *)s;
+    const vf *a = (const vf *)alpha;
     vf *out = (vf *)o;
     long e = 0;
+    n = n_terms(n);
     for (; e + MR <= width; e += MR) VALUE[SIZES - 1][vectors - 1](values + e, stride, n, scores, a, out + e * NV);
     for (int size = SIZES - 2; size >= 0; size--)
         if ((width - e) >> size) {
@@ -107,7 +113,8 @@ static void tile_accumulate(const float *values, long stride, long n, long width
 }
 
 static float tile_fma_loop(long rounds) {
-    vf acc[MR][NV], x = spread(0.999f), y = spread(0.001f);
+    vf acc[MR][NV];
+    terms x = spread_term((term)PEAK_FACTOR);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
@@ -117,7 +124,7 @@ static float tile_fma_loop(long rounds) {
 #pragma GCC unroll 16
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-            for (int j = 0; j < NV; j++) acc[r][j] = acc[r][j] * x + y;
+            for (int j = 0; j < NV; j++) acc[r][j] = PEAK_STEP(acc[r][j], x);
     }
     vf sum = {0};
 #pragma GCC unroll 16

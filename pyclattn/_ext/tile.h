@@ -8,6 +8,7 @@
 #ifndef PYCLATTN_TILE_H
 #define PYCLATTN_TILE_H
 #include <stdint.h>
+#include <string.h>
 
 #define TILE_KEYS 128 /* keys of a block: 128 x 64 floats = 32 kB each of keys and values; 2 % faster than 256 */
 #define TILE_MASKED -3.0e38f  /* a score that does not count; finite, so that no arithmetic meets an infinity */
@@ -39,10 +40,16 @@ typedef struct {
     long lanes;        /* queries of a full panel */
     long vector;       /* queries of one vector */
     long group;        /* keys that share one entry of group_peaks */
+    long pair;         /* terms of a word: 1 float32, or 2 bfloat16 (pairs.h) */
     double loop_flops; /* of one round of fma_loop */
 
     /* panel <- factor * rows[index[i] or i]; lanes from n to the end of the last vector become 0 */
     void (*load)(const float *rows, long stride, const int64_t *index, long n, long depth, float factor, float *panel);
+    /* packed <- rows[index[k] or k] as words, side by side: of terms in a row, as `score` takes keys, or of terms one
+     * below the other, as `accumulate` takes values; of float32 a copy. A table of pairs takes nothing but packed rows
+     * as keys and values */
+    void (*pack_rows)(const float *rows, long stride, const int64_t *index, long n, long width, float *packed);
+    void (*pack_columns)(const float *rows, long stride, const int64_t *index, long n, long width, float *packed);
     /* s[k] = keys[k] . panel; group_peaks[g] = the largest of its group's scores (NaN is passed over) */
     void (*score)(const float *keys, long stride, long n, long depth, const float *panel, long vectors, float *s,
                   float *group_peaks);
@@ -108,9 +115,33 @@ static inline void tile_prefetch(const float *row, long width) {
     for (long d = 0; d < width; d += 16) __builtin_prefetch(row + d);
 }
 
+/* Term k of a sum whose words lie `stride` apart. */
+static inline float tile_term(const float *words, long stride, long pair, long k) {
+    if (pair == 1) return words[k * stride];
+    uint32_t word;
+    memcpy(&word, words + k / 2 * stride, 4);
+    word = k % 2 ? word & 0xffff0000u : word << 16;
+    float x;
+    memcpy(&x, &word, 4);
+    return x;
+}
+
+/* Whether no term of n packed rows is NaN or infinite. */
+static inline int tile_all_finite(const float *words, long stride, long pair, long n, long width) {
+    const uint32_t upper = 0x7f800000, lower = pair == 2 ? 0x7f80 : UINT32_MAX;
+    uint32_t bad = 0;
+    for (long k = 0; k < (n + pair - 1) / pair; k++)
+        for (long e = 0; e < width; e++) {
+            uint32_t word;
+            memcpy(&word, words + k * stride + e, 4);
+            bad |= ((word & upper) == upper) | ((word & lower) == lower);
+        }
+    return !bad;
+}
+
 extern const tile_isa tile_baseline;
 #if defined(__x86_64__) || defined(__i386__)
 #define TILE_X86 1
-extern const tile_isa tile_avx2, tile_avx512;
+extern const tile_isa tile_avx2, tile_avx512, tile_avx512_bf16;
 #endif
 #endif

@@ -11,6 +11,7 @@ from pyclattn._dispatch import launch
 from pyclattn.arrays import Bool, Float32, Given, Int64
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.functional import _check, _ragged
+from pyclattn.functional.precision import require
 
 # Queries of one task: multiples of every tile's width (48, 24, 12 lanes). Keys and values whose rows do not lie side
 # by side are packed block by block, and those of a head that fill L2 come from L3: more queries must share a block then
@@ -21,6 +22,7 @@ LARGEST_CLOSE, TASKS_PER_THREAD = 192, 16
 FILLING = 1 << 20
 # Below this many multiply-adds (about 0.1 ms) handing work to another thread costs more than it saves.
 SMALL = 5_000_000
+KERNELS = {"float32": "attention.attend", "bfloat16": "attention.attend_bfloat16"}
 
 
 def scaled_dot_product_attention(
@@ -34,6 +36,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     offsets: Given = None,
     key_offsets: Given = None,
+    precision: str = "float32",
     n_threads: int | None = None,
     out: Given = None,
 ) -> Float32:
@@ -57,6 +60,9 @@ def scaled_dot_product_attention(
     offsets, key_offsets : int array (n_sequences + 1,), optional
         A ragged batch packed along the token axis: sequence s is tokens ``offsets[s]:offsets[s + 1]``. ``key_offsets``
         where the keys' lengths differ.
+    precision : str
+        Of the products: "float32", or "bfloat16" on a processor with AVX512-BF16, which is about 1.8 times as fast and
+        has an error of about 0.4 % (docs/bfloat16.md). Sums, softmax and result are float32 all the same.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     out : float32 array (B, H, L, E), or (H, T, E), optional
@@ -72,6 +78,8 @@ def scaled_dot_product_attention(
     ------
     ShapeError, DTypeError, ArgumentError
         Before any work, naming the argument, what was given and what was expected.
+    BackendError
+        If the processor, or the instruction set that was chosen, has no products of bfloat16.
 
     Notes
     -----
@@ -88,6 +96,7 @@ def scaled_dot_product_attention(
     """
     q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
     is_causal = _check.flag("is_causal", is_causal)
+    require(precision)
     factor = _check.factor(scale, q.shape[3])
     threads = _threads.resolve(n_threads)
     allowed, bias, key_padding_mask = _masks(attn_mask, key_padding_mask, q, k, offsets is not None)
@@ -96,13 +105,13 @@ def scaled_dot_product_attention(
     if result.size == 0:
         return result if offsets is None else result[0]
 
-    attend(q, queries, k, v, keys, allowed, bias, is_causal, factor, result, threads)
+    attend(q, queries, k, v, keys, allowed, bias, is_causal, factor, result, threads, precision)
     return result if offsets is None else result[0]
 
 
 def attend(
     q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, allowed: Bool | None,
-    bias: Float32 | None, is_causal: bool, factor: float, out: Float32, threads: int,
+    bias: Float32 | None, is_causal: bool, factor: float, out: Float32, threads: int, precision: str = "float32",
 ) -> None:  # fmt: skip
     """The same of checked arguments."""
     lengths, n_heads = queries.lengths, q.shape[1]
@@ -110,9 +119,9 @@ def attend(
     threads = threads if work > SMALL else 1
     is_far = keys.index is not None or any(x.strides[2] != 4 * x.shape[3] for x in (k, v))
     is_far = is_far or 4 * int(keys.lengths.max(initial=0)) * (q.shape[3] + v.shape[3]) > FILLING
-    chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal, is_far)
+    chunk, tasks = _cut(lengths.tobytes(), n_heads, threads, is_causal, is_far or precision == "bfloat16")
     launch(
-        "attention.attend", threads, q, queries.spans, k, v, keys.spans, keys.index,
+        KERNELS[precision], threads, q, queries.spans, k, v, keys.spans, keys.index,
         allowed, bias, is_causal, factor, tasks, chunk, out,
     )  # fmt: skip
 

@@ -1,8 +1,11 @@
 """Attention kernels in NumPy: exact, at the centroids, and of each cluster's members to its selected keys."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pyclattn.arrays import Bool, Float32, Float64, Int64
+from pyclattn.reference._rounding import to_bfloat16
 from pyclattn.reference._tasks import drawn, rows_of
 
 LOG2E = float(np.log2(np.e))
@@ -36,27 +39,62 @@ def attend(
     tasks: Int64, chunk: int, out: Float32, counter: Int64,
 ) -> None:  # fmt: skip
     """Exact attention of ``chunk`` queries a task; a task is [sequence, head, first query]."""
+    for batch, head, rows, q, k, v, visible, added in _cases(
+        query, query_spans, key, value, key_spans, key_index, allowed, bias, is_causal, tasks, chunk, counter
+    ):
+        logits = (q.astype(np.float64) @ k.astype(np.float64).T) * scale + added
+        out[batch, head, rows] = _weigh(_softmax(logits, visible), v.astype(np.float64))
+
+
+def attend_bfloat16(
+    query: Float32, query_spans: Int64, key: Float32, value: Float32, key_spans: Int64, key_index: Int64 | None,
+    allowed: Bool | None, bias: Float32 | None, is_causal: bool, scale: float,
+    tasks: Int64, chunk: int, out: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """The same, but what is multiplied is rounded to bfloat16: ``scale * log2(e) * query``, key, value, and the weights
+    2^(logit - largest), whose rounded sum divides what they weigh.
+
+    Fast owners may take the largest logit so far for the largest.
+    """
+    for batch, head, rows, q, k, v, visible, added in _cases(
+        query, query_spans, key, value, key_spans, key_index, allowed, bias, is_causal, tasks, chunk, counter
+    ):
+        scaled = to_bfloat16(q * np.float32(scale * LOG2E)).astype(np.float64)
+        logits = scaled @ to_bfloat16(k).astype(np.float64).T + LOG2E * added
+        seen = np.ones(logits.shape, bool) if visible is None else visible
+        peak = np.max(logits, axis=-1, keepdims=True, where=seen, initial=-np.inf)
+        weights = np.zeros_like(logits)
+        np.exp2(logits - np.where(np.isneginf(peak), 0, peak), out=weights, where=seen)
+        weights = to_bfloat16(weights.astype(np.float32)).astype(np.float64)
+        total = weights.sum(axis=-1, keepdims=True)
+        weights /= np.where(seen.any(axis=-1, keepdims=True), total, 1.0)
+        out[batch, head, rows] = _weigh(weights, to_bfloat16(v).astype(np.float64))
+
+
+def _cases(
+    query: Float32, query_spans: Int64, key: Float32, value: Float32, key_spans: Int64, key_index: Int64 | None,
+    allowed: Bool | None, bias: Float32 | None, is_causal: bool, tasks: Int64, chunk: int, counter: Int64,
+) -> Iterator[tuple]:  # fmt: skip
+    """Of each task: batch entry, head and rows of the queries, queries, keys, values, what is visible, added logits."""
     group = query.shape[1] // key.shape[1]
     for sequence, head, first in drawn(tasks, counter):
         batch, start, stop = query_spans[sequence].tolist()
         rows = slice(start + first, min(start + first + chunk, stop))
         key_batch, keys = rows_of(key_spans, key_index, sequence)
-        q = query[batch, head, rows].astype(np.float64)
-        k = key[key_batch, head // group, keys].astype(np.float64)
-        v = value[key_batch, head // group, keys].astype(np.float64)
-        logits = (q @ k.T) * scale
+        q = query[batch, head, rows]
+        k, v = key[key_batch, head // group, keys], value[key_batch, head // group, keys]
         positions = np.arange(len(k)) if key_index is None else keys
-        visible = None
+        visible, logits = None, np.float64(0)
         if bias is not None:
             added = bias[batch, head, rows][:, positions].astype(np.float64)
             visible = added != -np.inf
-            logits += np.where(visible, np.clip(added, -HUGE, HUGE), 0.0)
+            logits = np.where(visible, np.clip(added, -HUGE, HUGE), 0.0)
         if allowed is not None:
             visible = allowed[batch, head, rows][:, positions].astype(bool)
         if is_causal:
             past = positions[None, :] <= np.arange(first, first + len(q))[:, None]
             visible = past if visible is None else visible & past
-        out[batch, head, rows] = _weigh(_softmax(logits, visible), v)
+        yield batch, head, rows, q, k, v, visible, logits
 
 
 def attend_centroids(
