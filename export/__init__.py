@@ -7,16 +7,6 @@ point. `torch_layers` are modules to train, twins of pyclattn's layers.
 
 from pyclattn_export.convert import Conversion, convert
 from pyclattn_export.from_onnx import from_onnx, read_program
+from pyclattn_export.from_torch import from_torch
 
-__all__ = ["Conversion", "convert", "from_onnx", "from_torch", "load_state", "read_program"]
-
-# What needs torch is imported when asked for.
-_LAZY = {"from_torch": "pyclattn_export.from_torch", "load_state": "pyclattn_export.state"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LAZY[name]), name)
+__all__ = ["Conversion", "convert", "from_onnx", "from_torch", "read_program"]

@@ -1,33 +1,21 @@
-"""A PyTorch module, exported in memory, as one safetensors file; and the two compared on the same input."""
+"""A PyTorch module as one safetensors file: load and map, validate, save, verify."""
 
 from __future__ import annotations
 
-import inspect
-import io
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-
-from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
-from pyclattn.graph.program import Program, Value
 from pyclattn.graph.serial import save_program
-from pyclattn.model import Model, load
 from pyclattn_export.convert import Conversion, check_target, optimise
-from pyclattn_export.from_onnx import from_onnx
 from pyclattn_export.validate import validate
-from pyclattn_export.verify import TOLERANCE, Comparison, Difference, difference, keep
+from pyclattn_export.verify import keep
 
-Given = Tensor | np.ndarray | None
-Axes = dict[str, dict[int, str]]  # input -> axis -> its name
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pyclattn_export.torch_modules import Given
 
 
 def from_torch(
@@ -92,167 +80,18 @@ def from_torch(
     >>> done.comparison.passed
     True
     """
+    from pyclattn_export import torch_modules  # and with it torch: those who convert ONNX files need not have it
+
     path = check_target(Path(path))
-    inputs = _by_name(module, example_inputs)
-    axes = _open_axes(inputs, dynamic)
-    with _evaluating(module):
-        outputs = _outputs(module, inputs, output_names)
-        program = _program(module, inputs, axes, list(outputs), exporter)
+    inputs = torch_modules.by_name(module, example_inputs)
+    axes = torch_modules.open_axes(inputs, dynamic)
+    with torch_modules.evaluating(module):
+        outputs = torch_modules.outputs_of(module, inputs, output_names)
+        program = torch_modules.program_of(module, inputs, axes, list(outputs), exporter)
         program, report = optimise(program, type(module).__name__, float_attention)
         validate(program, type(module).__name__)
         save_program(path, program)
         if golden is not None:
-            keep(golden, _arrays(inputs), outputs)
-        comparison = _compare(module, inputs, axes, path, n_threads) if verify else None
+            keep(golden, torch_modules.arrays(inputs), outputs)
+        comparison = torch_modules.compare(module, inputs, axes, path, n_threads) if verify else None
     return Conversion(report, comparison)
-
-
-def _by_name(module: nn.Module, given: Mapping[str, Given] | Sequence[Given]) -> dict[str, Tensor]:
-    """Example inputs by the names of forward's arguments, in its order."""
-    signature = inspect.signature(module.forward)
-    try:
-        bound = signature.bind(**given) if isinstance(given, Mapping) else signature.bind(*given)
-    except TypeError as error:
-        raise ArgumentError(
-            f"example_inputs must be the arguments of {type(module).__name__}.forward{signature}: {error}"
-        ) from error
-    found = {}
-    for name, value in bound.arguments.items():
-        if value is None:
-            continue
-        if not isinstance(value, (Tensor, np.ndarray)):
-            raise ArgumentError(f"example_inputs must be tensors or arrays, got {name} = {type(value).__name__}")
-        found[name] = torch.as_tensor(value)
-    return found
-
-
-def _open_axes(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Any] | None) -> Axes:
-    """Every input's open axes with their names, checked."""
-    if dynamic is None:
-        return {name: {0: "batch"} for name, x in inputs.items() if x.ndim}
-    unknown = sorted(set(dynamic) - set(inputs))
-    if unknown:
-        raise ArgumentError(f"dynamic names no input: {', '.join(unknown)}; the inputs are {', '.join(inputs)}")
-    found: Axes = {}
-    for name, axes in dynamic.items():
-        named = dict(axes) if isinstance(axes, Mapping) else {axis: f"{name}_{axis}" for axis in axes}
-        wrong = [axis for axis in named if not 0 <= axis < inputs[name].ndim]
-        if wrong:
-            raise ArgumentError(f"dynamic axis {wrong[0]} of {name!r} is out of range: {tuple(inputs[name].shape)}")
-        found[name] = named
-    lengths: dict[str, int] = {}
-    for name, named in found.items():
-        for axis, label in named.items():
-            length = inputs[name].shape[axis]
-            if length < 2:  # torch.export takes lengths of 0 and 1 for fixed
-                raise ArgumentError(f"open axes need an example of length 2 or more, got {name} {label!r} of {length}")
-            if lengths.setdefault(label, length) != length:
-                raise ArgumentError(f"axis {label!r} has length {lengths[label]} and, in {name}, {length}")
-    return found
-
-
-def _program(
-    module: nn.Module, inputs: Mapping[str, Tensor], axes: Axes, names: Sequence[str], exporter: str
-) -> Program:
-    exporters = {"dynamo": _by_dynamo, "script": _by_script}
-    if exporter not in exporters:
-        raise ArgumentError(f"exporter must be one of {', '.join(exporters)}, got {exporter!r}")
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # torch's about itself
-            warnings.simplefilter("ignore")
-            model = exporters[exporter](module, dict(inputs), axes, list(names))
-    except Exception as error:  # of torch's many kinds; its own words say what in the module it could not follow
-        raise ModelFormatError(f"torch cannot export {type(module).__name__} ({exporter}): {error!s:.2000}") from error
-    program = from_onnx(model)
-    program.metadata["source"] = "torch"
-    _name_axes(program, axes)
-    return program
-
-
-def _by_dynamo(module: nn.Module, inputs: dict[str, Tensor], axes: Axes, names: list[str]) -> onnx.ModelProto:
-    shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs}
-    made = torch.onnx.export(
-        module, (), kwargs=inputs, dynamo=True, output_names=names, dynamic_shapes=shapes, verbose=False
-    )
-    return made.model_proto
-
-
-def _by_script(module: nn.Module, inputs: dict[str, Tensor], axes: Axes, names: list[str]) -> onnx.ModelProto:
-    file, was_fast = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch's own encoder layer as one operator that ONNX has not
-    try:
-        torch.onnx.export(
-            module, (), file, kwargs=inputs, dynamo=False, input_names=list(inputs), output_names=names,
-            dynamic_axes=axes, verbose=False,
-        )  # fmt: skip
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_fast)
-    return onnx.load_from_string(file.getvalue())
-
-
-def _name_axes(program: Program, axes: Axes) -> None:
-    """Open axes get the names they were given, wherever the exporter's symbols for them stand."""
-    symbols = {}
-    for i, value in enumerate(program.inputs):
-        named = axes.get(value.name, {})
-        symbols.update({value.shape[axis]: label for axis, label in named.items()})
-        program.inputs[i] = Value(value.name, value.dtype, tuple(named.get(a, n) for a, n in enumerate(value.shape)))
-    for i, value in enumerate(program.outputs):
-        program.outputs[i] = Value(value.name, value.dtype, tuple(symbols.get(n, n) for n in value.shape))
-
-
-def _compare(
-    module: nn.Module, inputs: Mapping[str, Tensor], axes: Axes, path: Path, n_threads: int | None
-) -> Comparison:
-    model = load(path, n_threads=n_threads)
-    differences = _differences(module, inputs, model)
-    if any(axes.values()):
-        shorter = {
-            name: x[tuple(slice(n - (a in axes.get(name, {}))) for a, n in enumerate(x.shape))]
-            for name, x in inputs.items()
-        }
-        try:
-            differences += _differences(module, shorter, model)
-        except PyclattnError as error:
-            raise ModelFormatError(
-                f"{path}: runs at the example's lengths, but not with its open axes one shorter: a length was written "
-                f"into the model ({error})"
-            ) from error
-    return Comparison(differences, TOLERANCE)
-
-
-def _differences(module: nn.Module, inputs: Mapping[str, Tensor], model: Model) -> list[Difference]:
-    known = {entry.name for entry in model.get_inputs()}  # an argument that changes nothing is not there
-    found = model(**{name: array for name, array in _arrays(inputs).items() if name in known})
-    wanted = _outputs(module, inputs, list(found))
-    return [difference(name, wanted[name], found[name]) for name in found]
-
-
-def _outputs(module: nn.Module, inputs: Mapping[str, Tensor], names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """What a module gives, flattened as the exporter flattens it, by name."""
-    given = module(**inputs)
-    arrays = [leaf.numpy() for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-    if names is None and isinstance(given, Mapping) and len(given) == len(arrays):
-        names = list(given)
-    elif names is None:
-        names = ["output"] if len(arrays) == 1 else [f"output_{i}" for i in range(len(arrays))]
-    if len(names) != len(arrays):
-        raise ArgumentError(f"{type(module).__name__} has {len(arrays)} outputs, output_names are {list(names)}")
-    return dict(zip(names, arrays))
-
-
-def _arrays(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: x.numpy() for name, x in inputs.items()}
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part of a module in eval(), and then in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, is_training in modes:
-            part.training = is_training

@@ -71,8 +71,9 @@ class Builder:
 
     def encoder_layer(self, name: str, x: str, layer: EncoderLayer, padding: str) -> str:
         """The residuals and norms of `EncoderLayer.__call__`."""
+        attention: MultiHeadAttention = layer.attention  # type: ignore[assignment]  # no folder has another
         parts = (
-            ("attention", layer.attention_norm, lambda n, y: self.attention(n, y, layer.attention, padding)),
+            ("attention", layer.attention_norm, lambda n, y: self.attention(n, y, attention, padding)),
             ("feed_forward", layer.feed_forward_norm, lambda n, y: self.feed_forward(n, y, layer.feed_forward)),
         )
         for part, norm, inner in parts:

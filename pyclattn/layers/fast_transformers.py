@@ -1,4 +1,4 @@
-"""Encoders trained with idiap's fast-transformers (0.4.0), by the names and words of its `TransformerEncoderBuilder`."""
+"""Encoders trained with idiap's fast-transformers (0.4.0): names and words of its `TransformerEncoderBuilder`."""
 
 from __future__ import annotations
 

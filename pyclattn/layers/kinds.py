@@ -97,7 +97,8 @@ def _attention(tensors: Tensors, settings: Settings) -> MultiHeadAttention:
 
 def _clustered(tensors: Tensors, settings: Settings) -> ClusteredAttention:
     more = {n: value for n, value in settings.items() if n not in ("fused", "shares_query")}
-    projections = {n: linear(tensors, n) for n in ("qkv", "query", "key", "value", "out") if f"{n}.weight" in tensors}
+    names = ("qkv", "query", "key", "value", "out")
+    projections: dict[str, Any] = {n: linear(tensors, n) for n in names if f"{n}.weight" in tensors}
     return ClusteredAttention(**projections, **more)
 
 
@@ -152,7 +153,7 @@ def _centroid_template(settings: Settings) -> Template:
 
 
 def _centroid(tensors: Tensors, settings: Settings) -> CentroidAttention:
-    projections = {n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "out_proj")}
+    projections: dict[str, Any] = {n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "out_proj")}
     return CentroidAttention(**projections, **settings)
 
 
@@ -168,7 +169,9 @@ def _cast_template(settings: Settings) -> Template:
 
 
 def _cast(tensors: Tensors, settings: Settings) -> CASTAttention:
-    layers = {n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "gate", "out_proj")}
+    layers: dict[str, Any] = {
+        n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "gate", "out_proj")
+    }
     return CASTAttention(surrogate_tokens=tensors["surrogate_tokens"], **layers, **settings)
 
 
