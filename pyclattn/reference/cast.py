@@ -4,6 +4,8 @@ Clusters are numbered through all sequences: cluster c of sequence s is ``s * n_
 Members are kept as `arrays.py` keeps tokens: those of cluster g are ``member_offsets[g]:member_offsets[g + 1]``.
 """
 
+from math import erfc
+
 import numpy as np
 
 from pyclattn.arrays import Float32, Float64, Int32, Int64
@@ -16,11 +18,9 @@ MEAN, DEVIATION = 0.5**0.5, (0.25 / np.pi) ** 0.5
 
 
 def _laplace(logits: Float64) -> Float64:
-    """The normal distribution function about MEAN; erf by Python's, since NumPy has none."""
-    from math import erf
-
-    scaled = (logits - MEAN) / (DEVIATION * 2**0.5)
-    return 0.5 * (1 + np.vectorize(erf, otypes=[np.float64])(scaled))
+    """The normal distribution function about MEAN, exact far out too: 1 + erf(x) = erfc(-x)."""
+    scaled = (MEAN - logits) / (DEVIATION * 2**0.5)
+    return 0.5 * np.vectorize(erfc, otypes=[np.float64])(scaled)
 
 
 def _weights(logits: Float64, is_laplace: bool) -> Float64:
