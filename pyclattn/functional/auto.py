@@ -7,7 +7,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Float64, Given
 from pyclattn.functional import _check, costs
-from pyclattn.functional.coclustered import coclustered_attention
+from pyclattn.functional.coclustered import SHORTEST, coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 
 # Arguments of the approximation that exact attention has no use for.
@@ -57,6 +57,8 @@ def auto_attention(
 
 def exactly(query: Given, key: Given, value: Given, **options: Given) -> Float32:
     """Exact attention for the arguments of `coclustered_attention`."""
+    if not options:
+        return scaled_dot_product_attention(query, key, value)
     padding, bias = options.get("query_padding_mask"), options.pop("key_bias", None)
     if bias is not None:
         options["attn_mask"] = np.asarray(bias, np.float32)[:, None, None]
@@ -68,6 +70,8 @@ def exactly(query: Given, key: Given, value: Given, **options: Given) -> Float32
 
 def method_for(query: Given, key: Given, value: Given, **options: Given) -> str:
     """ "exact" or "coclustered": which `auto_attention` takes for these arguments."""
+    if _is_short(query) or _is_short(key):
+        return "exact"
     q, k, v = (np.shape(x) for x in (query, key, value))
     if len(q) not in (3, 4) or len(k) != len(q) or len(v) != len(q):
         return "exact"  # which tells what is wrong
@@ -78,6 +82,12 @@ def method_for(query: Given, key: Given, value: Given, **options: Given) -> str:
         return "exact"
     given = {name: options[name] for name in ("n_query_clusters", "n_key_clusters", "n_exact") if name in options}
     return costs.faster(lengths, key_lengths, q[-3], q[-1], v[-1], _threads.resolve(options.get("n_threads")), **given)
+
+
+def _is_short(given: Given) -> bool:
+    """Whether no sequence can be long enough to cluster: told at once, since such calls take microseconds."""
+    shape = getattr(given, "shape", ())
+    return len(shape) > 2 and shape[-2] < SHORTEST
 
 
 def _lengths(shape: tuple[int, ...], padding_mask: Given, offsets: Given) -> list[int]:
