@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 
@@ -9,7 +10,7 @@ import numpy as np
 
 import pyclattn
 from bench import encoders, stages
-from bench.fresh import ask
+from bench.fresh import ROOT, ask
 from bench.measure import interleave, spread
 from bench.rows import Row, tokens
 from bench.speed import Settings
@@ -21,6 +22,11 @@ SELECTION_LENGTH, SELECTION_BAR = 16384, 0.15
 SELECTION = ("cast.select", "cast.assign")
 N_INPUTS, N_CENTROIDS, N_HEADS, HEAD_DIM = 16384, 256, 8, 32
 N_POINTS, N_CHOSEN = 65536, 1024
+
+TRAINED = ROOT / "tests" / "data" / "trained"
+CAST_EXAMPLES, CAST_BEHIND = ("listops", "pixels"), 0.02
+CENTROID_BEHIND, CENTROID_TIME = 0.01, 0.25
+LARGEST_DIFFERENCE = 1e-4
 
 
 def cast_layer(settings: Settings) -> Iterator[Row]:
@@ -111,3 +117,35 @@ def farthest(settings: Settings) -> Iterator[Row]:
     yield Row("farthest", "farthest points vs NumPy's loop", at, ratio.median, bar=20.0, note=note)
     is_same = bool(np.array_equal(own()[0], loop()))
     yield Row("farthest", "the same points as the loop", at, is_same, sense="is", bar=True)
+
+
+def trained(settings: Settings) -> Iterator[Row]:
+    """What the trained examples reached, against exact attention trained alike (`export/examples`)."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(TRAINED.glob("*.json"))}
+    for example, networks in found.items():
+        exact = next(network["accuracy"] for network in networks if network["name"] == "exact")
+        bar = {"point_clouds": CENTROID_BEHIND, **dict.fromkeys(CAST_EXAMPLES, CAST_BEHIND)}.get(example)
+        for network in networks:
+            if network["name"] not in ("exact", "none"):
+                what = f"{example}, {network['name']}: accuracy behind exact attention's"
+                note = f"{network['accuracy']:.1%} and {exact:.1%}, {network['n_parameters']:,} parameters"
+                yield Row("trained", what, "", exact - network["accuracy"], "%", "<=", bar, note)
+        difference = max(network["largest_difference"] for network in networks)
+        is_same = all(network["same_predictions"] == 1 for network in networks)
+        yield Row("trained", f"{example}: largest difference of logits from PyTorch", "", difference, "relative", "<=",
+                  LARGEST_DIFFERENCE)  # fmt: skip
+        yield Row("trained", f"{example}: same predictions as PyTorch", "", is_same, sense="is", bar=True)
+    yield from _clouds(settings)
+
+
+def _clouds(settings: Settings) -> Iterator[Row]:
+    """Time of the Centroid network that was trained on clouds of points, in that of the plain one."""
+    from pyclattn_export.examples.data import point_clouds
+
+    points, _ = point_clouds.generate(10, 1024, seed=3)
+    models = {n: pyclattn.load(TRAINED / f"point_clouds-{n}.safetensors") for n in ("centroid", "exact")}
+    timings = interleave({name: partial(model, points=points) for name, model in models.items()}, 7, 10.0)
+    ratio = timings.ratio("centroid", "exact")
+    note = f"{1e3 * timings.median('centroid'):.1f} ms for 10 clouds, {ratio.low:.2f} to {ratio.high:.2f}"
+    what = "point clouds, M = N/16: time of the plain network's"
+    yield Row("trained", what, "1,024", ratio.median, "x", "<=", CENTROID_TIME, note)

@@ -71,6 +71,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "selection": method_parts.selection,
     "centroid": method_parts.centroid,
     "farthest": method_parts.farthest,
+    "trained": method_parts.trained,
 }
 
 

@@ -22,17 +22,19 @@ TRAIN_SEED, TEST_SEED = 1, 2
 
 
 def networks(length: int, n_clusters: int, cluster_size: int) -> dict:
-    """Exact attention, CAST with both clusterings, and none."""
+    """Exact attention, CAST with both clusterings and with half as many clusters twice as large, and none."""
 
     def network(attention: MakeAttention) -> Classifier:
         blocks = [Block(attention(), DIM, HIDDEN) for _ in range(N_BLOCKS)]
         return Classifier(WithPosition(len(listops.VOCABULARY), length, DIM), blocks, DIM, listops.N_CLASSES)
 
     cast = partial(CASTAttention, DIM, N_HEADS, n_clusters, cluster_size=cluster_size)
+    larger = partial(CASTAttention, DIM, N_HEADS, n_clusters // 2, cluster_size=2 * cluster_size)
     kinds: dict[str, MakeAttention] = {
         "exact": partial(SelfAttention, DIM, N_HEADS),
         "topk": partial(cast, clustering="topk"),
         "sa_topk": partial(cast, clustering="sa_topk"),
+        "topk-larger": partial(larger, clustering="topk"),
         "none": Nothing,
     }
     return {name: partial(network, attention) for name, attention in kinds.items()}

@@ -37,7 +37,7 @@ class Pixels(nn.Module):
 
     def forward(self, brightness: Tensor) -> Tensor:
         """(B, 1024) to (B, 1024, dim)."""
-        places = self.places.expand(len(brightness), -1, -1)
+        places = self.places.expand(brightness.shape[0], -1, -1)
         return self.project(torch.cat([places, brightness[..., None] * places], -1))
 
 

@@ -117,8 +117,8 @@ def prove(example: Example, name: str, folder: Path) -> dict:
     Returns
     -------
     dict
-        Name, parameters, accuracy of both, the share of equal predictions, the largest difference of logits, and the
-        curve of training.
+        Name, parameters, accuracy of both, the share of equal predictions, the largest difference of logits, which
+        sequences PyTorch had right (a bit each, in hexadecimal), and the curve of training.
     """
     network, path = build(example, name), folder / f"{example.name}-{name}.pt"
     network.load_state_dict(torch.load(path, weights_only=True))
@@ -135,6 +135,7 @@ def prove(example: Example, name: str, folder: Path) -> dict:
         "accuracy": float((ours.argmax(1) == labels).mean()),
         "same_predictions": float((ours.argmax(1) == theirs.argmax(1)).mean()),
         "largest_difference": float(np.abs(ours - theirs).max()),
+        "right": np.packbits(theirs.argmax(1) == labels).tobytes().hex(),
         "curve": json.loads(path.with_suffix(".json").read_text()),
     }
 
