@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from naive import scale_of, softmax, weighted_sum
+
+from tests.naive import scale_of, softmax, weighted_sum
 
 
 def laplace(logits):

@@ -36,6 +36,13 @@ def public(tensors, n_threads, **options):
     how = {"n_clusters": 30, "topk": 8, "clustering": "metric"}
     found.append(pyclattn.improved_clustered_attention(*tensors, **how, **more))
     found.append(pyclattn.coclustered_attention(*tensors, n_exact=16, **more))
+    query, group = tensors[0], tensors[0].shape[1] // tensors[1].shape[1]
+    own = [np.repeat(x, group, axis=1) for x in tensors[1:]]
+    surrogates, gate = query[0, :, :4].swapaxes(0, 1), query[:, 0, :, 0]
+    size = -(-query.shape[2] // 4)
+    for clustering in ("topk", "sa_topk"):
+        how = {"cluster_size": size, "clustering": clustering}
+        found.append(pyclattn.cast_attention(query, *own, surrogates, gate, **how, **more))
     clusters = kmeans(tensors[0], n_clusters=9, n_iterations=3, **more)
     return [*found, clusters.labels, clusters.counts, clusters.centroids, hash_queries(tensors[0], **more)]
 

@@ -45,6 +45,8 @@ IMPROVED = "improved_clustered_attention(*x, n_clusters=100, n_threads=2)"
 CLUSTERED = "clustered_attention(*x, n_clusters=100, n_threads=2)"
 KMEANS = "clustered_attention(*x, n_clusters=100, clustering='kmeans', n_iterations=2, n_threads=2)"
 METRIC = "improved_clustered_attention(*x, n_clusters=100, clustering='metric', n_threads=2)"
+SURROGATES, GATE = "np.ones((128, {heads}, 64), 'f4')", "np.zeros(x[0].shape[::2], 'f4')"
+CAST = f"cast_attention(*x, {SURROGATES}, {GATE}, cluster_size=128, n_threads=2)"
 COCLUSTERED = "coclustered_attention(*x, n_exact=64, n_threads=2)"
 
 
@@ -64,6 +66,8 @@ CASES = {
     "kmeans": (KMEANS, 16_384, 4, 64),
     "metric": (METRIC, 16_384, 12, 64),
     "coclustered": (COCLUSTERED, 16_384, 12, 96),
+    "cast": (CAST.format(heads=4), 16_384, 4, 32),
+    "cast_sa": (CAST.format(heads=4).replace("n_threads", "clustering='sa_topk', n_threads"), 16_384, 4, 32),
 }
 
 

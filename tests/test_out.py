@@ -13,6 +13,7 @@ FUNCTIONS = {
     "improved": lambda *a, **k: pyclattn.improved_clustered_attention(*a, n_clusters=8, topk=5, **k),
     "metric": lambda *a, **k: pyclattn.improved_clustered_attention(*a, n_clusters=8, clustering="metric", **k),
     "coclustered": lambda *a, **k: pyclattn.coclustered_attention(*a, n_exact=5, **k),
+    "cast": lambda *a, **k: _cast(*a, **k),
 }
 
 
@@ -20,6 +21,15 @@ FUNCTIONS = {
 def attention(request, monkeypatch):
     monkeypatch.setattr(coclustered, "SHORTEST", 8)
     return request.param
+
+
+def _cast(query, key, value, *, query_padding_mask=None, **more):
+    """Of itself, so what pads queries pads keys."""
+    rng = np.random.default_rng(1)
+    surrogates, gate = rng.standard_normal((5, 3, 16)), rng.standard_normal((2, 100))
+    more = more if query_padding_mask is None else {**more, "key_padding_mask": query_padding_mask}
+    gate = gate[0] if "offsets" in more else gate
+    return pyclattn.cast_attention(query, key, value, surrogates, gate, cluster_size=9, **more)
 
 
 def _inputs(width=16):

@@ -118,6 +118,10 @@ found = [
     pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
     pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
     pyclattn.coclustered_attention(*tensors, n_exact=9),
+    pyclattn.centroid_attention(*tensors),
+    pyclattn.centroid_attention(*tensors, neighbors=pyclattn.nearest_neighbors(*(x[:, 0] for x in tensors[:2]), 9)),
+    pyclattn.cast_attention(tensors[0], *[x[:, :, :70].repeat(2, axis=1) for x in tensors[1:]],
+                            tensors[0][0, :, :7].swapaxes(0, 1), tensors[0][:, 0, :, 0], cluster_size=10),
 ]
 assert all(_dispatch.room_of(kernel) != {room!r} for kernel in _dispatch.OWNERS)
 try:
@@ -157,7 +161,13 @@ def test_a_missing_room_costs_time_only(room, blocked, tmp_path, monkeypatch):
         pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
         pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
         pyclattn.coclustered_attention(*tensors, n_exact=9),
-    ]
+        pyclattn.centroid_attention(*tensors),
+        pyclattn.centroid_attention(*tensors, neighbors=pyclattn.nearest_neighbors(*(x[:, 0] for x in tensors[:2]), 9)),
+        pyclattn.cast_attention(
+            tensors[0], *[x[:, :, :70].repeat(2, axis=1) for x in tensors[1:]], tensors[0][0, :, :7].swapaxes(0, 1),
+            tensors[0][:, 0, :, 0], cluster_size=10,
+        ),
+    ]  # fmt: skip
     with np.load(out) as found:
         for number, expected in enumerate(want):
             compare.assert_close(found[f"arr_{number}"], expected, compare.CLUSTERED)

@@ -238,6 +238,13 @@ def test_idle_threads_do_not_spin():
     assert ran.stdout.strip() == "True"
 
 
+def cast(tensors, n_threads):
+    surrogates, gate = tensors[0][0, :, :9].swapaxes(0, 1), tensors[0][:, 0, :, 0]
+    return pyclattn.cast_attention(
+        *tensors, surrogates, gate, cluster_size=60, clustering="sa_topk", n_threads=n_threads
+    )  # fmt: skip
+
+
 # Many callers
 
 
@@ -252,6 +259,7 @@ def test_eight_threads_on_shared_inputs(room):
         lambda: pyclattn.improved_clustered_attention(*tensors, n_clusters=9, clustering="metric", n_threads=2),
         lambda: pyclattn.coclustered_attention(*tensors, n_exact=9, n_threads=3),
         lambda: pyclattn.cluster_queries(tensors[0], n_clusters=9, n_threads=2).labels,
+        lambda: cast(tensors, 3),
     ]
     want = [call() for call in calls]
     barrier, failures = threading.Barrier(8, timeout=60), []
@@ -282,6 +290,7 @@ def everything(tensors):
         pyclattn.improved_clustered_attention(*tensors, n_clusters=9, topk=8, n_threads=3).tobytes(),
         pyclattn.coclustered_attention(*tensors, n_exact=9, n_threads=3).tobytes(),
         pyclattn.kmeans(tensors[0], n_clusters=9, n_threads=3).labels.tobytes(),
+        cast(tensors, 3).tobytes(),
     ]
 
 
