@@ -24,9 +24,19 @@ from bench.rows import Row, tokens
 from bench.speed import Settings
 from bench.subjects import call
 from pyclattn import _dispatch, _threads
-from pyclattn.functional import _grouping, _metric, cast, clustered, coclustered, dense, exact
+from pyclattn.functional import _grouping, _metric, cast, centroid, clustered, coclustered, dense, exact, points
 
-CALLERS: tuple[ModuleType, ...] = (_grouping, _metric, cast, clustered, coclustered, dense, exact)
+CALLERS: tuple[ModuleType, ...] = (
+    _grouping,
+    _metric,
+    cast,
+    centroid,
+    clustered,
+    coclustered,
+    dense,
+    exact,
+    points,
+)
 IMPROVED = {
     "hash": ("clustering.hash_rows",),
     "lloyd": ("clustering.hamming_lloyd", "clustering.hamming_assign", "clustering.hamming_update"),
@@ -158,6 +168,9 @@ def border(settings: Settings) -> Iterator[Row]:
     layer = Case(512, n_heads=1)
     for launch in record(partial(_dense_layer, layer.length), keep=tuple):  # a copy of panels would not be aligned
         recorded[launch.kernel] = layer, launch
+    cloud = Case(8192 // settings.divisor, n_heads=2)
+    for launch in record(partial(_centroids, cloud.length)):
+        recorded[launch.kernel] = cloud, launch
     for kernel, owner in _dispatch.OWNERS.items():
         if kernel not in recorded:
             yield Row("border", kernel, "", None, note="no case launches it")
@@ -171,6 +184,16 @@ def _dense_layer(n_rows: int) -> None:
     rng = np.random.default_rng(0)
     x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((n_rows, 384), (384, 1536)))
     dense.linear(x, dense.pack_weight(weight), np.zeros(1536, np.float32), activation="gelu", n_threads=1)
+
+
+def _centroids(n_points: int) -> None:
+    """A cloud of points gathered into a sixteenth of them, from all points and from neighbours."""
+    rng = np.random.default_rng(0)
+    cloud, key = (rng.standard_normal(shape, dtype=np.float32) for shape in ((1, n_points, 3), (1, 2, n_points, 32)))
+    chosen = points.farthest_point_sampling(cloud, n_points // 16, n_threads=1)
+    near = points.nearest_neighbors(cloud[:, chosen[0]], cloud, 16, n_threads=1)
+    for neighbors in (None, near):
+        centroid.centroid_attention(key[:, :, chosen[0]], key, key, neighbors=neighbors, n_threads=1)
 
 
 def _border_row(kernel: str, owner: str, case: Case, launch: Launch, rounds: int) -> Row:
