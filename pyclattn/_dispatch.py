@@ -48,6 +48,7 @@ OWNERS = {
     "coclusters.thresholds": "numba",
     "coclusters.attend": "cython",
     "dense.multiply": "cython",
+    "dense.multiply_bfloat16": "cython",
     "int8.multiply": "cython",
     "int8.sum_products": "cython",
     "points.choose_farthest": "cython",

@@ -7,9 +7,9 @@ import compare
 import inputs
 import numpy as np
 import pytest
-import test_kernels_centroid  # noqa: F401  (adds to TESTED)
 import test_kernels_bfloat16  # noqa: F401  (adds to TESTED)
 import test_kernels_cast  # noqa: F401  (adds to TESTED)
+import test_kernels_centroid  # noqa: F401  (adds to TESTED)
 import test_kernels_coclusters  # noqa: F401  (adds to TESTED)
 import test_kernels_int8  # noqa: F401  (adds to TESTED)
 from conftest import ISA_LEVELS, Room

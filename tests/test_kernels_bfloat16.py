@@ -7,6 +7,7 @@ import pytest
 from kernel_calls import both, holes_index, kernel, spans, tasks_of
 
 from pyclattn.errors import BackendError
+from pyclattn.functional.dense_bfloat16 import pack_bfloat16
 from pyclattn.functional.precision import missing_bfloat16
 
 
@@ -41,3 +42,22 @@ def test_attend(name, fast, mask, dim):
         return (*arguments, tasks, 96, out), out
 
     compared(name, fast, make, 2.0**-8)
+
+
+@kernel("dense.multiply_bfloat16")
+@pytest.mark.parametrize(("depth", "width"), [(1, 1), (7, 65), (64, 48), (130, 150)])
+def test_multiply(name, fast, depth, width):
+    rng = np.random.default_rng(depth)
+    rows, weight, bias, residual = (
+        rng.standard_normal(shape, dtype=np.float32) for shape in ((70, depth + 3), (depth, width), width, (70, width))
+    )
+    with fast.forced():
+        panels = pack_bfloat16(weight).panels
+    tasks = [(r, min(r + 20, 70), p, p + 1) for r in range(0, 70, 20) for p in range(len(panels))][::2]
+
+    def make(new):
+        out = new((70, width + 2), np.float32, np.nan)[:, :width]
+        arguments = rows[:, :depth], panels, bias, "gelu", residual, np.array(tasks, np.int64)
+        return (*arguments, out[None, :, None]), out
+
+    compared(name, fast, make, compare.EXACT)

@@ -1,10 +1,10 @@
 """Dense layers: rows times a weight that was packed once, as panels of columns (tile.h)."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
-from pyclattn._ext.isa cimport current, draw_task, new_floats, tile_isa
+from pyclattn._ext.isa cimport bfloat16, current, draw_task, new_floats, tile_isa
 
 from pyclattn.errors import BackendError
 
@@ -44,13 +44,39 @@ cdef void deal_heads(const float *s, long lanes, long n, long column, long colum
             c += width
 
 
+cdef long tallest(const int64_t[:, ::1] tasks) noexcept:
+    """Rows of the tallest task."""
+    cdef long task, height = 0
+    for task in range(tasks.shape[0]):
+        height = max(height, tasks[task, 1] - tasks[task, 0])
+    return height
+
+
 def multiply(
     const float[:, :] rows, const float[:, :, ::1] panels, const float[::1] bias, str activation,
     const float[:, :] residual, const int64_t[:, ::1] tasks, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """out = activation(rows @ weight + bias) + residual (see `pyclattn.reference.dense`)."""
+    multiply_with(current(), rows, &panels[0, 0, 0], panels.shape[1], panels.shape[2], bias, activation, residual,
+                  tasks, out, counter)
+
+
+def multiply_bfloat16(
+    const float[:, :] rows, const int32_t[:, :, ::1] panels, const float[::1] bias, str activation,
+    const float[:, :] residual, const int64_t[:, ::1] tasks, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """The same with rows and weight rounded to bfloat16."""
+    multiply_with(bfloat16(), rows, <const float *> &panels[0, 0, 0], panels.shape[1], panels.shape[2], bias,
+                  activation, residual, tasks, out, counter)
+
+
+cdef int multiply_with(
+    const tile_isa *isa, const float[:, :] rows, const float *panels, long n_words, long lanes,
+    const float[::1] bias, str activation, const float[:, :] residual, const int64_t[:, ::1] tasks,
+    float[:, :, :, :] out, int64_t[::1] counter,
+) except -1:
+    """The weight is `n_words` words deep: of pairs, rows are packed too, once for all panels of a task."""
     cdef:
-        const tile_isa *isa = current()
         const float *shift = NULL
         const float *own_shift = NULL
         const float *added = NULL
@@ -58,39 +84,49 @@ def multiply(
         int kind = ACTIVATIONS.index(activation)
         Target t = target_of(out)
         bint is_plain = t.n_heads == 1 and out.shape[0] == 1
-        long depth = rows.shape[1], width = t.n_heads * t.head_dim, lanes = panels.shape[2]
-        long row_stride = rows.strides[0] // 4, added_stride = 0
-        long task, panel, row, stop, n, column, columns
+        long depth = rows.shape[1], width = t.n_heads * t.head_dim
+        long row_stride = rows.strides[0] // 4, own_stride = row_stride, added_stride = 0, n_packed = 0
+        long task, panel, row, start, stop, n, column, columns, first = -1
         float *s
         float *peaks
+        float *packed
+        const float *own_rows
 
     if bias is not None:
         shift = &bias[0]
     if residual is not None:
         added, added_stride = &residual[0, 0], residual.strides[0] // 4
-    if isa.lanes != lanes or (depth and <size_t>&panels[0, 0, 0] % 64):
+    if isa.lanes != lanes or (depth and <size_t>panels % 64):
         raise BackendError(f"the weight must be aligned and packed for {isa.name.decode()}, in panels of {isa.lanes} "
                            f"columns, got panels of {lanes}: pack it again")
-    s = new_floats(2 * BLOCK * lanes)
+    if isa.pair > 1:
+        own_stride, n_packed = n_words, tallest(tasks) * n_words
+    s = new_floats(2 * BLOCK * lanes + n_packed)
     if s == NULL:
         raise MemoryError("no memory for one block of a product")
     peaks = s + BLOCK * lanes
+    packed = peaks + BLOCK * lanes
     with nogil:
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
                 break
-            stop = tasks[task, 1]
+            start, stop = tasks[task, 0], tasks[task, 1]
+            own_rows = &rows[0, 0] + start * row_stride
+            if isa.pair > 1:
+                if start != first:
+                    isa.pack_rows(own_rows, row_stride, NULL, stop - start, depth, packed)
+                first, own_rows = start, packed
             for panel in range(tasks[task, 2], tasks[task, 3]):  # stays in cache for all of the task's rows
                 column = panel * lanes
                 columns = min(lanes, width - column)
                 if shift != NULL:
                     own_shift = shift + column
-                row = tasks[task, 0]
+                row = start
                 while row < stop:
                     n = min(BLOCK, stop - row)
-                    isa.score(&rows[row, 0], row_stride, n, depth, &panels[panel, 0, 0],
-                              (columns + isa.vector - 1) // isa.vector, s, peaks)
+                    isa.score(own_rows + (row - start) * own_stride, own_stride, n, depth,
+                              panels + panel * n_words * lanes, (columns + isa.vector - 1) // isa.vector, s, peaks)
                     if added != NULL:
                         own_added = added + row * added_stride + column
                     if is_plain:

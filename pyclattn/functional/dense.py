@@ -103,7 +103,7 @@ def pack_weight(weight: Given) -> PackedWeight:
     depth, width = given.shape
     shape = packed_shape(depth, width)
     n_panels, _, lanes = shape
-    panels = _aligned(shape)
+    panels = aligned(shape)
     for panel in range(n_panels):
         columns = given[:, panel * lanes : (panel + 1) * lanes]
         panels[panel, :, : columns.shape[1]] = columns
@@ -118,7 +118,7 @@ def packed_shape(depth: int, width: int) -> tuple[int, int, int]:
     return -(-width // lanes), depth, lanes
 
 
-def _aligned(shape: tuple[int, ...]) -> Float32:
+def aligned(shape: tuple[int, ...]) -> Float32:
     """A new array that begins at a multiple of 64 bytes, as the tile reads whole vectors."""
     size = int(np.prod(shape, dtype=np.int64))
     raw = np.empty(size + 16, np.float32)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyclattn.arrays import Float32, Float64, Int64
+from pyclattn.arrays import Float32, Float64, Int32, Int64
+from pyclattn.reference._rounding import to_bfloat16
 from pyclattn.reference._tasks import drawn
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -43,6 +44,30 @@ def multiply(
     head_dim) in any layout: row r and column c of the product stand at [r // length, r % length, c // head_dim,
     c % head_dim].
     """
+    _multiply(rows, panels, bias, activation, residual, tasks, out, counter)
+
+
+def multiply_bfloat16(
+    rows: Float32,
+    panels: Int32,
+    bias: Float32 | None,
+    activation: str,
+    residual: Float32 | None,
+    tasks: Int64,
+    out: Float32,
+    counter: Int64,
+) -> None:
+    """The same with rows rounded to bfloat16, and a weight that was.
+
+    Panels are (n_panels, n_words, lanes), a word two terms of a sum, the earlier one in its low half.
+    """
+    words = panels.view(np.uint32)
+    terms = np.stack([words << np.uint32(16), words & np.uint32(0xFFFF0000)], axis=2).view(np.float32)
+    weight = to_bfloat16(terms.reshape(len(words), -1, words.shape[2])[:, : rows.shape[1]])
+    _multiply(to_bfloat16(rows), weight, bias, activation, residual, tasks, out, counter)
+
+
+def _multiply(rows, panels, bias, activation, residual, tasks, out, counter) -> None:
     _, length, heads, head_dim = out.shape
     lanes, width = panels.shape[2], heads * head_dim
     for start, stop, first, last in drawn(tasks, counter):
