@@ -18,6 +18,7 @@ MODULES = {
     "centroid": [],
     "clustering": [],
     "coclusters": [],
+    "conv": [],
     "dense": [],
     "int8": INT8,
     "points": [],

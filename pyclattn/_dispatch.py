@@ -47,6 +47,7 @@ OWNERS = {
     "coclusters.weigh": "cython",
     "coclusters.thresholds": "numba",
     "coclusters.attend": "cython",
+    "conv.convolve": "cython",
     "dense.multiply": "cython",
     "dense.multiply_bfloat16": "cython",
     "int8.multiply": "cython",

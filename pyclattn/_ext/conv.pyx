@@ -1,0 +1,128 @@
+"""Convolutions on the tile: positions of the output in the lanes, channels as rows (tile.h)."""
+
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from pyclattn._ext.isa cimport current, draw_task, new_floats, tile_isa
+
+# Channels of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
+cdef enum:
+    BLOCK = 32
+    WIDEST = 48  # lanes of the widest panel
+
+
+cdef struct Image:
+    const float *data  # of one image's first channel
+    long channel_stride, row_stride, height, width
+
+
+cdef void copy(const float *row, long step, long n, float *into) noexcept nogil:
+    cdef long i
+    if step > 1:
+        for i in range(n):
+            into[i] = row[i * step]
+    elif n == WIDEST:
+        memcpy(into, row, WIDEST * sizeof(float))  # a size known here costs no call
+    else:
+        memcpy(into, row, n * sizeof(float))
+
+
+cdef void take(const Image *image, long depth, long y, long x, long step, long n, float *into,
+               long lanes) noexcept nogil:
+    """n numbers of a row of each channel, from column x on, every step-th; zeros beyond the image."""
+    cdef long _, first = 0, last = n
+    cdef const float *row = image.data + y * image.row_stride + x
+    if x < 0:
+        first = min(n, (step - 1 - x) // step)
+    if x + (n - 1) * step >= image.width:
+        last = max(first, (image.width - x + step - 1) // step)
+    if y < 0 or y >= image.height:
+        first, last = n, n
+    for _ in range(depth):
+        if last > first:
+            copy(row + first * step, step, last - first, into + first)
+        if first > 0:
+            memset(into, 0, first * sizeof(float))
+        if last < n:
+            memset(into + last, 0, (n - last) * sizeof(float))
+        row += image.channel_stride
+        into += lanes
+
+
+cdef void load(const Image *image, long depth, const int64_t[:, ::1] taps, const int64_t *steps, long position, long n,
+               long columns, float *panel, long lanes) noexcept nogil:
+    """The numbers that n positions of the output see, one position a lane: row t * depth + c is tap t of channel c."""
+    cdef long t, i = 0, y, x, count
+    while i < n:
+        y, x = (position + i) // columns, (position + i) % columns
+        count = min(n - i, columns - x)
+        for t in range(taps.shape[0]):
+            take(image, depth, y * steps[0] + taps[t, 0], x * steps[1] + taps[t, 1], steps[1], count,
+                 panel + t * depth * lanes + i, lanes)
+        i += count
+
+
+cdef void store(const float *s, long lanes, float bias, long position, long n, long columns, float *out,
+                long row_stride, long step) noexcept nogil:
+    """One channel's sums to their positions."""
+    cdef long i = 0, j, x, count
+    cdef float *row
+    while i < n:
+        x = (position + i) % columns
+        count = min(n - i, columns - x)
+        row = out + (position + i) // columns * row_stride + x * step
+        if step == 1:
+            for j in range(count):
+                row[j] = s[i + j] + bias
+        else:
+            for j in range(count):
+                row[j * step] = s[i + j] + bias
+        i += count
+
+
+def convolve(
+    const float[:, :, :, :] images, const float[:, :, ::1] filters, const int64_t[:, ::1] taps, const float[::1] bias,
+    const int64_t[::1] steps, const int64_t[:, ::1] tasks, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """out = images convolved with filters (see `pyclattn.reference.conv`)."""
+    cdef:
+        const tile_isa *isa = current()
+        Image image
+        long groups = filters.shape[0], channels = filters.shape[1], n_terms = filters.shape[2]
+        long depth = images.shape[1] // groups, lanes = isa.lanes, columns = out.shape[3]
+        long row_stride = out.strides[2] // 4, out_step = out.strides[3] // 4
+        long task, group, position, n, first, count, r
+        float *panel = new_floats((n_terms + 2 * BLOCK) * lanes)
+        float *s
+        float *peaks
+
+    if panel == NULL:
+        raise MemoryError("no memory for one panel of a convolution")
+    s = panel + n_terms * lanes
+    peaks = s + BLOCK * lanes
+    image.channel_stride, image.row_stride = images.strides[1] // 4, images.strides[2] // 4
+    image.height, image.width = images.shape[2], images.shape[3]
+    with nogil:
+        memset(panel, 0, n_terms * lanes * sizeof(float))  # lanes beyond the last position are computed too
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            group, position = tasks[task, 1], tasks[task, 2]
+            image.data = &images[tasks[task, 0], group * depth, 0, 0]
+            while position < tasks[task, 3]:
+                n = min(lanes, tasks[task, 3] - position)
+                load(&image, depth, taps, &steps[0], position, n, columns, panel, lanes)
+                first = 0
+                while first < channels:
+                    count = min(BLOCK, channels - first)
+                    isa.score(&filters[group, first, 0], n_terms, count, n_terms, panel,
+                              (n + isa.vector - 1) // isa.vector, s, peaks)
+                    for r in range(count):
+                        store(s + r * lanes, lanes, bias[group * channels + first + r] if bias is not None else 0,
+                              position, n, columns, &out[tasks[task, 0], group * channels + first + r, 0, 0],
+                              row_stride, out_step)
+                    first += count
+                position += n
+    free(panel)

@@ -1,0 +1,111 @@
+"""Convolutions as products on the tile: what many front ends begin with, and what maps are drawn by at the end.
+
+Positions of the output stand in the lanes, so an image is read and written as it lies, channels first, and nothing is
+unfolded but one panel of positions at a time. A transposed convolution is one convolution for each remainder of the
+output position by the stride, written to every stride-th position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from pyclattn import _dispatch, _threads
+from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.errors import ShapeError
+from pyclattn.functional import _check
+from pyclattn.functional._product import SMALL
+
+# Positions of one task: ten panels of 48.
+POSITIONS = 480
+# A panel of more terms would not stay in L2 (1 MB): 4,096 x 48 float32 are 0.8 MB.
+MOST_TERMS = 4096
+# What a thread holds: a panel, and the sums of one call of the tile.
+PANEL_BYTES = (MOST_TERMS + 64) * 48 * 4
+
+
+def is_fast() -> bool:
+    """Whether convolutions run compiled; the reference is slower than BLAS."""
+    return _dispatch.room_of("conv.convolve") != "reference"
+
+
+def bound_convolution(
+    images: Given,
+    filters: Given,
+    taps: Sequence[tuple[int, int]],
+    bias: Given = None,
+    *,
+    steps: tuple[int, int] = (1, 1),
+    n_threads: int | None = None,
+    out: Given,
+) -> Callable[[], None]:
+    """A convolution as a call without arguments: the arrays stay where they are and may change content.
+
+    Parameters
+    ----------
+    images : float32 array (N, groups x C, H, W)
+        Any view with contiguous rows.
+    filters : float32 array (groups, M, taps x C), C order
+        A filter's weights, channel by channel for each tap.
+    taps : sequence of (int, int)
+        What a position sees: (row, column) beside ``position * steps``. Beyond the image stand zeros.
+    bias : float32 array (groups x M,), optional
+    steps : (int, int)
+        Rows and columns of the input from one position of the output to the next.
+    n_threads : int, optional
+    out : float32 array (N, groups x M, H', W')
+        Any view; must not overlap ``images``.
+
+    Raises
+    ------
+    ShapeError, DTypeError, ArgumentError
+        Before any work.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image, out = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3), np.empty((1, 1, 2, 3), np.float32)
+    >>> bound_convolution(image, np.ones((1, 1, 2), np.float32), [(0, -1), (0, 0)], out=out)()
+    >>> out.tolist()
+    [[[[0.0, 1.0, 3.0], [3.0, 7.0, 9.0]]]]
+    """
+    x, f = _check.rows("images", images, 4), np.ascontiguousarray(_check.rows("filters", filters, 3))
+    if not isinstance(out, np.ndarray) or out.ndim != 4 or out.dtype != np.float32:
+        raise ShapeError(f"out must be a float32 array of rank 4, got {getattr(out, 'shape', type(out).__name__)}")
+    groups, channels, terms = f.shape
+    places = np.array(taps, np.int64).reshape(-1, 2)
+    if groups == 0 or x.shape[1] % groups or terms != len(places) * (x.shape[1] // groups):
+        raise ShapeError(f"filters {f.shape} do not fit images {x.shape} and {len(places)} taps")
+    if out.shape[:2] != (x.shape[0], groups * channels):
+        raise ShapeError(f"out must have shape ({x.shape[0]}, {groups * channels}, ...), got {out.shape}")
+    shift = None
+    if bias is not None:
+        shift = np.ascontiguousarray(_check.rows("bias", bias, 1))
+        if shift.shape != (groups * channels,):
+            raise ShapeError(f"bias must have shape ({groups * channels},), got {shift.shape}")
+    for step in steps:
+        _check.whole("steps", step, 1)
+    if out.size == 0:
+        return lambda: None
+    threads = _threads.resolve(n_threads) if out.size * terms >= SMALL else 1
+    tasks = _cut(x.shape[0], groups, out.shape[2] * out.shape[3])
+    return _dispatch.bind("conv.convolve", threads, x, f, places, shift, np.array(steps, np.int64), tasks, out)
+
+
+@lru_cache(maxsize=64)
+def _cut(n_images: int, n_groups: int, n_positions: int) -> Int64:
+    """Tasks [image, group, first position, last + 1]; no sum depends on the cut."""
+    step = min(POSITIONS, max(48, n_positions // 8 // 48 * 48))
+    starts = range(0, n_positions, step)
+    return np.array(
+        [(i, g, p, min(p + step, n_positions)) for i in range(n_images) for g in range(n_groups) for p in starts],
+        np.int64,
+    )
+
+
+def ordered_filters(weight: Float32, taps: Sequence[tuple[int, int]]) -> Float32:
+    """Kernel elements ``taps`` of a weight (groups, M, C, rows, columns) as filters (groups, M, taps, C)."""
+    rows, columns = np.array(taps, np.int64).reshape(-1, 2).T
+    return weight[:, :, :, rows, columns].swapaxes(2, 3)
