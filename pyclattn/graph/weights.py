@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -16,6 +16,14 @@ LEAST_PACKED = 1 << 16
 DENSE = ("pyclattn:Linear", "MatMul")
 # A weight stored in fewer bits, as float32 (graph/quantise.py).
 DEQUANTIZE = "pyclattn:Dequantize"
+# Products of 8-bit whole numbers: the operator -> which input is its weight.
+INTEGER = {
+    "MatMulInteger": 1,
+    "QLinearMatMul": 3,
+    "com.microsoft:MatMulIntegerToFloat": 1,
+    "com.microsoft:DynamicQuantizeMatMul": 1,
+}
+INT32_DEPTH = (2**31 - 1) // 255**2  # so many products of numbers up to 255 fit in an int32
 Uses = list[tuple[Op, tuple[str, ...]]]  # every operator that will run, and the names it reads beside its inputs
 
 
@@ -38,17 +46,35 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> None:
     """
     if not is_fast():
         return
-    packed: set[str] = set()
+    packed: dict[str, Callable[[np.ndarray], Packed]] = {}
     plain = set(outputs)
     for op, extra in uses:
         plain.update(extra)
         for i, name in enumerate(op.inputs):
-            is_weight = i == 1 and op.kind in DENSE and name in specs and _is_weight(specs[name])
-            (packed if is_weight else plain).add(name)
-    for name in packed:
+            how = _packer(op, i, specs[name]) if name in specs else None
+            if how is None or packed.setdefault(name, how) is not how:
+                plain.add(name)
+    for name, how in packed.items():
         spec = specs[name]
         specs[name] = Spec(spec.shape, spec.dtype, spec.strides, spec.value if name in plain else None)
-        specs[name].packed = pack_weight(spec.value)
+        specs[name].packed = how(spec.value)
+
+
+def _packer(op: Op, i: int, spec: Spec) -> Callable[[np.ndarray], Packed] | None:
+    """How input ``i`` of an operator is packed, if it is a weight that may be."""
+    if spec.packed is not None or spec.ndim != 2 or spec.size < LEAST_PACKED:
+        return None
+    if op.kind in DENSE and i == 1 and spec.dtype == np.float32:
+        return pack_weight
+    if INTEGER.get(op.kind) == i and spec.dtype in (np.int8, np.uint8) and spec.shape[0] <= INT32_DEPTH:
+        return _pack_integers
+    return None
+
+
+def _pack_integers(weight: np.ndarray) -> Packed:
+    """Whole numbers of either sign as int8, those without a sign less 128."""
+    signed = weight if weight.dtype == np.int8 else (weight ^ np.uint8(128)).view(np.int8)
+    return pack_int8(signed, np.ones(weight.shape[1], np.float32))
 
 
 def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> Uses:
@@ -89,10 +115,6 @@ def _packed(given: list[Spec | None]) -> Packed | None:
     if weight.dtype == np.int8 and has_scale and len(weight) <= LARGEST_DEPTH:
         return pack_int8(weight, scale[0])
     return None
-
-
-def _is_weight(spec: Spec) -> bool:
-    return spec.packed is None and spec.ndim == 2 and spec.dtype == np.float32 and spec.size >= LEAST_PACKED
 
 
 def made_bytes(specs: dict[str, Spec], given: Iterable[np.ndarray]) -> int:

@@ -1,4 +1,5 @@
-"""Quantised operators: right first. Products of 8-bit matrices are exact, through float32 products of few terms."""
+"""Quantised operators. Products of 8-bit matrices are exact: by int8 tiles where the right one is a packed weight, else
+through float32 products of few terms."""
 
 from __future__ import annotations
 
@@ -12,11 +13,10 @@ from pyclattn.graph.ops.linear import SPLIT, general_matmul
 from pyclattn.graph.ops.registry import element_type, op
 from pyclattn.graph.ops.windows import padded, sliding, window
 from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
+from pyclattn.graph.weights import INT32_DEPTH
 
 # 256 products of numbers up to 255 stay below 2^24, where float32 holds every whole number.
 EXACT_TERMS = 256
-# So many products of numbers up to 255 fit in an int32.
-INT32_TERMS = (2**31 - 1) // 255**2
 
 
 def along(array: np.ndarray, axis: int, ndim: int) -> np.ndarray:
@@ -123,14 +123,17 @@ def dynamic_quantise(x: np.ndarray) -> tuple[np.ndarray, np.float32, np.uint8]:
     return quantise(x, scale, int(zero), np.dtype(np.uint8)), scale, zero
 
 
-def integer_matmul(a: np.ndarray, b: np.ndarray, zero_a=None, zero_b=None, n_threads: int = 1) -> np.ndarray:
+def integer_matmul(a, b, zero_a=None, zero_b=None, n_threads: int = 1, weight: Spec | None = None) -> np.ndarray:
     """(a - zero_a) @ (b - zero_b), exact, as int32, or int64 where the sums could pass it.
 
-    ``zero_a``: one number, or one a row; ``zero_b``: one number, or one a column.
+    ``zero_a``: one number, or one a row; ``zero_b``: one number, or one a column. ``weight``: the spec of b, which is
+    not looked at if that is packed.
     """
+    if weight is not None and weight.packed is not None:
+        return _by_tile(a, weight, zero_a, zero_b, n_threads)
     k = a.shape[-1]
     shape = broadcast(a.shape[:-2], b.shape[:-2]) + (a.shape[-2], b.shape[-1])
-    total = np.zeros(shape, np.int32 if k <= INT32_TERMS else np.int64)
+    total = np.zeros(shape, np.int32 if k <= INT32_DEPTH else np.int64)
 
     def minus(x, zero):
         x = x.astype(np.float32)
@@ -150,6 +153,31 @@ def integer_matmul(a: np.ndarray, b: np.ndarray, zero_a=None, zero_b=None, n_thr
     starts = range(0, n, width)
     blocks.share(lambda t: columns(starts[t], width), len(starts), threads)()
     return total
+
+
+def _by_tile(a: np.ndarray, weight: Spec, zero_a, zero_b, n_threads: int) -> np.ndarray:
+    """The same on a packed weight: sums of what is stored, then what the zero points add to them.
+
+    int32 wraps around on the way; the result fits.
+    """
+    packed, depth = weight.packed, a.shape[-1]
+    if depth != weight.shape[0]:
+        raise ShapeError(f"cannot multiply {a.shape} by {weight.shape}")
+    rows = a.reshape(-1, depth)
+    codes = rows if rows.dtype == np.uint8 else rows.view(np.uint8) ^ np.uint8(128)
+    total = packed.bind_sums(codes, n_threads=n_threads)().reshape(*a.shape[:-1], weight.shape[1])
+    zero_a = _int32(zero_a) + np.int32(0 if a.dtype == np.uint8 else 128)
+    zero_b = _int32(zero_b) - np.int32(128 if weight.dtype == np.uint8 else 0)
+    if np.any(zero_a):
+        column_sums = packed.offsets[: weight.shape[1]] // 128
+        total -= zero_a * (column_sums - np.int32(depth) * zero_b)
+    if np.any(zero_b):
+        total -= codes.sum(axis=1, dtype=np.int32).reshape(*a.shape[:-1], 1) * zero_b
+    return total
+
+
+def _int32(zero) -> np.ndarray:
+    return np.asarray(0 if zero is None else zero, np.int32)
 
 
 def with_product(kernel: Kernel, a: Spec, b: Spec, n_threads: int) -> Kernel:
@@ -190,8 +218,8 @@ def product_shape(a: Spec, b: Spec) -> tuple[int, ...]:
     return general_matmul(a, b, 1.0, 1).outputs[0].shape
 
 
-def _matrices(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (a[None] if a.ndim == 1 else a), (b[:, None] if b.ndim == 1 else b)
+def _matrices(a: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    return (a[None] if a.ndim == 1 else a), (b[:, None] if b is not None and b.ndim == 1 else b)
 
 
 @op("MatMulInteger")
@@ -205,7 +233,7 @@ def _matmul_integer(node: Node) -> Kernel:
     def run(*ins):
         x, y, zero_x, zero_y = (*ins, None, None)[:4]
         x, y = _matrices(x, y)
-        return integer_matmul(x, y, row_zero(zero_x), column_zero(zero_y), threads).reshape(out.shape)
+        return integer_matmul(x, y, row_zero(zero_x), column_zero(zero_y), threads, b).reshape(out.shape)
 
     return with_product(simple([out], run), a, b, threads)
 
@@ -219,7 +247,8 @@ def _qlinear_matmul(node: Node) -> Kernel:
 
     def run(x, scale_x, zero_x, y, scale_y, zero_y, scale_out, zero_out):
         scale_x, (left, right) = row_zero(scale_x), _matrices(x, y)
-        product = integer_matmul(left, right, row_zero(zero_x), column_zero(zero_y), threads).astype(np.float32)
+        product = integer_matmul(left, right, row_zero(zero_x), column_zero(zero_y), threads, b)
+        product = product.astype(np.float32)
         factor = scale_x * column_zero(scale_y) / row_zero(scale_out)
         y_out = np.rint(product * np.asarray(factor, np.float32)) + np.asarray(row_zero(zero_out), np.float32)
         limits = np.iinfo(out.dtype)

@@ -29,7 +29,7 @@ def _matmul_integer_to_float(node: Node) -> Kernel:
 
     def run(*ins):
         x, y, scale_x, scale_y, zero_x, zero_y, bias = (*ins, None, None, None)[:7]
-        product = integer_matmul(x, y, row_zero(zero_x), column_zero(zero_y), threads).astype(np.float32)
+        product = integer_matmul(x, y, row_zero(zero_x), column_zero(zero_y), threads, b).astype(np.float32)
         product *= np.asarray(scale_x.reshape(()) * scale_y, np.float32)
         return product if bias is None else product + bias
 
@@ -48,7 +48,7 @@ def _dynamic_quantize_matmul(node: Node) -> Kernel:
     def run(*ins):
         x, y, scale_y, zero_y, bias = (*ins, None, None)[:5]
         x, scale, zero = dynamic_quantise(x)
-        product = integer_matmul(x, y, zero, column_zero(zero_y), threads).astype(np.float32)
+        product = integer_matmul(x, y, zero, column_zero(zero_y), threads, b).astype(np.float32)
         product *= np.asarray(scale * scale_y, np.float32)
         return product if bias is None else product + bias
 
