@@ -23,21 +23,25 @@ DIM, N_HEADS, HIDDEN = 32, 2, 64
 N_POINTS, SHARE, N_NEIGHBORS = 1024, 16, 32
 BATCH, N_STEPS, N_TEST = 16, 360, 500
 TEST_SEED = 2
+FREQUENCIES = (2.0, 4.0, 8.0, 16.0)  # of the distance from the middle, whose mean square is 1
 
 
 class CloudClassifier(nn.Module):
-    """Points and their distance from the middle, a first block that may make fewer of them, further blocks."""
+    """Clouds brought to one size; a first block that may make fewer points, further blocks."""
 
     def __init__(self, first: nn.Module, others: list[nn.Module]):
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(4, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM))
+        self.embed = nn.Sequential(nn.Linear(4 + 2 * len(FREQUENCIES), HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM))
         self.first, self.others = first, nn.ModuleList(others)
         self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, point_clouds.N_CLASSES)
 
     def forward(self, points: Tensor) -> Tensor:
         """(B, N, 3) to logits (B, 10)."""
-        distance = points.square().sum(-1, keepdim=True).sqrt()
-        x = self.embed(torch.cat([points, distance], -1))
+        square = points.square().sum(-1, keepdim=True)
+        size = square.mean(1, keepdim=True).sqrt()
+        points, distance = points / size, square.sqrt() / size
+        waves = torch.cat([(distance * f).sin() for f in FREQUENCIES] + [(distance * f).cos() for f in FREQUENCIES], -1)
+        x = self.embed(torch.cat([points, distance, waves], -1))
         x = self.first(x, points) if isinstance(self.first, CentroidBlock) else self.first(x)
         for block in self.others:
             x = block(x)
