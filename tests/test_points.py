@@ -5,6 +5,7 @@ import inputs
 import naive_centroid as naive
 import numpy as np
 import pytest
+from conftest import ISA_LEVELS, Room
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,20 +51,22 @@ def test_nearest_as_the_loops(room, cloud, data):
     assert got.tolist() == want
 
 
+@pytest.mark.parametrize("isa", ISA_LEVELS)
 @pytest.mark.parametrize("depth", [2, 3, 7])
-def test_long_clouds_as_the_reference(room, depth):
+def test_long_clouds_as_the_reference(isa, depth):
     """Many panels and blocks, ties among them, holes; the same for any number of threads."""
     rng = np.random.default_rng(depth)
-    points = np.round(rng.standard_normal((2, 3001, depth)) * 8).astype(np.float32) / 7
-    queries, holes = points[:, :101], inputs.padding(2, 3001, holes=0.3)
+    points = np.round(rng.standard_normal((2, 2001, depth)) * 8).astype(np.float32) / 7
+    queries, holes = points[:, :301], inputs.padding(2, 2001, holes=0.3)
     for padding in (None, holes):
-        with pyclattn._dispatch.forced("reference"):
-            far = pyclattn.farthest_point_sampling(points, 200, key_padding_mask=padding)
+        with Room("reference").forced():
+            far = pyclattn.farthest_point_sampling(points, 300, key_padding_mask=padding)
             near = pyclattn.nearest_neighbors(queries, points, 40, key_padding_mask=padding)
         for n_threads in (1, 2, 5):
             more = {"key_padding_mask": padding, "n_threads": n_threads}
-            compare.assert_same_bits(pyclattn.farthest_point_sampling(points, 200, **more), far)
-            compare.assert_same_bits(pyclattn.nearest_neighbors(queries, points, 40, **more), near)
+            with Room("cython", isa).forced():
+                compare.assert_same_bits(pyclattn.farthest_point_sampling(points, 300, **more), far)
+                compare.assert_same_bits(pyclattn.nearest_neighbors(queries, points, 40, **more), near)
 
 
 @given(clouds())
