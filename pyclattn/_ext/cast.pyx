@@ -418,6 +418,7 @@ def mix(
     cdef:
         Work w
         Panel p
+        float *own_gains
         float *weights
         float *row
         const float *own
@@ -429,11 +430,12 @@ def mix(
         bint is_finite
 
     with nogil:
-        if not work_new(&w, depth, width, 1, n_clusters, 0):
+        if not work_new(&w, depth, width, 1, max(n_clusters, depth), 0):
             with gil:
                 raise MemoryError("no memory for one panel of tokens")
-        weights = new_floats(n_clusters * w.lanes)  # of the tokens' memberships: at most every cluster
-        if weights == NULL:
+        own_gains = new_floats((n_clusters + 1) * padded(w.lanes))
+        weights = own_gains + padded(w.lanes)  # of the tokens' memberships: at most every cluster
+        if own_gains == NULL:
             free(w.memory)
             with gil:
                 raise MemoryError("no memory for one panel of weights")
@@ -452,14 +454,12 @@ def mix(
                 vectors = (n + w.isa.vector - 1) // w.isa.vector
                 panel_begin(&w, p, &query[batch, head, 0, 0], q_stride, &index[t], n,
                             <float> (scale if is_laplace else scale * LOG2E), is_laplace)
-                if gains is not None:
-                    for i in range(n):
-                        p.m[i] = gains[batch, index[t + i]]
-                    for d in range(depth):
-                        for i in range(n):
-                            p.queries[d * w.lanes + i] *= p.m[i]
-                    for i in range(n):
-                        p.m[i] = TILE_MASKED
+                if gains is not None:  # each query times its own
+                    for i in range(w.lanes):
+                        own_gains[i] = gains[batch, index[t + i]] if i < n else 0
+                    memcpy(w.s, p.queries, depth * w.lanes * sizeof(float))
+                    memset(p.queries, 0, depth * w.lanes * sizeof(float))
+                    w.isa.add_shares(w.s, depth, vectors, own_gains, p.queries)
                 score_clusters(&w, p, &surrogates[head, 0, 0], n_clusters, &member_offsets[first_cluster], vectors,
                                is_laplace)
                 at = 0
@@ -488,4 +488,4 @@ def mix(
                         at += 1
                 t += n
         free(w.memory)
-        free(weights)
+        free(own_gains)

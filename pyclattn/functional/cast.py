@@ -18,6 +18,8 @@ CLUSTERINGS = ("topk", "sa_topk")
 ATTENTIONS = ("softmax", "laplace")
 # Tokens of one task: whole panels of every instruction set (48, 24 and 8 lanes).
 CHUNK = 96
+# Tokens of one task of the mixing, which begins by looking through the summaries.
+MIX_CHUNK = 384
 # Members of one task: four 48-lane panels share each gathered block of keys.
 MEMBERS = 192
 # Clusters whose tokens one task selects.
@@ -356,12 +358,12 @@ def _attend(
         within, summaries,
     )  # fmt: skip
     places, place_offsets = members.places(len(tokens.index))
-    tasks = _ragged.per_chunk(tokens.lengths, n_heads, CHUNK)
+    tasks = _ragged.per_chunk(tokens.lengths, n_heads, MIX_CHUNK)
     tasks = tasks[np.lexsort((tasks[:, 2], tasks[:, 0]))]  # a token's heads one after the other: they share pages
     launch(
         "cast.mix", n_threads, q, recipe.surrogates, tokens.spans, tokens.index, of_query, recipe.factor,
-        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries, tasks, CHUNK,
-        out,
+        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries, tasks,
+        MIX_CHUNK, out,
     )  # fmt: skip
 
 
