@@ -82,11 +82,12 @@ def cast_attention(
     of_member = of_own_cluster(of_key)
     summaries = (weigh(of_member, is_member[:, None])[..., None] * values).sum(3)
     share = weigh(of_query, is_member.any(-1)[:, None, None])  # an empty cluster has no summary
-    # every token gets every summary; a member then trades its cluster's summary for attention within it
-    own_share = of_own_cluster(share) * is_member[:, None]
-    trade = (own_share[..., None] * (within - summaries[:, :, :, None])).flatten(2, 3)
-    index = flat[:, None, :, None].expand(-1, heads, -1, trade.shape[-1])
-    joined = (share @ summaries).scatter_add(2, index, trade)
+    # a token gets attention within the clusters it is in, and the summaries of the others
+    is_own = share.new_zeros(share[:, 0].shape).flatten(1).scatter_add(1, own, is_member.flatten(1).to(share.dtype)) > 0
+    of_others = share.masked_fill(is_own.view_as(share[:, 0])[:, None], 0)
+    within = ((of_own_cluster(share) * is_member[:, None])[..., None] * within).flatten(2, 3)
+    index = flat[:, None, :, None].expand(-1, heads, -1, within.shape[-1])
+    joined = (of_others @ summaries).scatter_add(2, index, within)
     return joined if key_padding_mask is None else joined.masked_fill(key_padding_mask[:, None, :, None], 0)
 
 
@@ -152,7 +153,8 @@ def _softmax(scores: Tensor, where: Tensor | None) -> Tensor:
 
 
 def _laplace(scores: Tensor, where: Tensor | None) -> Tensor:
-    weights = 0.5 * (1 + torch.erf((scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2))))
+    # 0.5 (1 + erf z), to its last digit far below the mean too
+    weights = 0.5 * torch.erfc((LAPLACE_MEAN - scores) / (LAPLACE_DEVIATION * math.sqrt(2)))
     return weights if where is None else weights * where
 
 
