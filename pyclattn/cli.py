@@ -98,6 +98,8 @@ def _add_run(commands) -> None:
     parser.add_argument("--output", "-o", required=True, help=".npz, or .npy for a model with one output")
     parser.add_argument("--attention", help="a method, a plan's file, or JSON as pyclattn.load takes it; "
                         "by default the plan in the model's file, else exact")  # fmt: skip
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "auto"),
+                        help="of dense layers and exact attention (%(default)s)")  # fmt: skip
     parser.add_argument("--n-threads", type=int)
     parser.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="a number, or with MB or GB behind it")
     parser.add_argument("--profile", metavar="TRACE.json", help="print time by op, write a Chrome trace")
@@ -142,6 +144,7 @@ def _run(arguments: argparse.Namespace) -> None:
     model = load(
         arguments.file,
         None if arguments.attention is None else parse_attention(arguments.attention),
+        precision=arguments.precision,
         n_threads=arguments.n_threads,
         max_memory=arguments.max_memory,
     )

@@ -16,6 +16,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, PyclattnError
 from pyclattn.functional import costs
+from pyclattn.functional.precision import resolved
 from pyclattn.graph.executor import Executor
 from pyclattn.graph.identity import ATTENTION, fingerprint
 from pyclattn.graph.passes import optimize
@@ -46,6 +47,7 @@ def load(
     path: str | os.PathLike,
     attention: str | Mapping | Plan | None = None,
     *,
+    precision: str = "float32",
     n_threads: int | None = None,
     max_memory: int | None = None,
 ) -> Model:
@@ -63,11 +65,14 @@ def load(
         ``{"method": ..., **parameters}``; a mapping of the names in `Model.attentions` to either, "default" for the
         rest; a plan, or the path of one, ending in .json. By default the plan that was saved with the model; exact if
         there is none.
+    precision : str
+        Of the products of dense layers and of exact attention: "float32"; "bfloat16", on a processor with AVX512-BF16
+        (docs/bfloat16.md); or "auto": bfloat16 where the processor has it.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     max_memory : int, optional
         Bytes that weights and one run may take together. Kept by smaller blocks, or a run is refused before it
-        starts.
+        starts. Weights are left as they are then, and dense layers float32.
 
     Returns
     -------
@@ -79,6 +84,8 @@ def load(
         If the file is missing, truncated, altered or of an unknown kind.
     UnsupportedOpError
         Listing all operators that pyclattn does not run.
+    BackendError
+        If bfloat16 was asked for and the processor, or the instruction set that was chosen, does not have it.
     """
     path = Path(path)
     try:
@@ -86,7 +93,14 @@ def load(
         # a converted model went through this before, and a folder is written with fused operators
         if path.suffix.lower() != ".safetensors" and not path.is_dir():
             program, _ = optimize(program)
-        return Model(program, attention=attention, n_threads=n_threads, max_memory=max_memory, path=str(path))
+        return Model(
+            program,
+            attention=attention,
+            precision=precision,
+            n_threads=n_threads,
+            max_memory=max_memory,
+            path=str(path),
+        )
     except PyclattnError as error:
         if str(path) in str(error) or isinstance(error, ArgumentError):
             raise
@@ -121,7 +135,7 @@ class Model:
     Parameters
     ----------
     program : Program
-    attention, n_threads, max_memory
+    attention, precision, n_threads, max_memory
         As of `load`.
     path : str
         For messages.
@@ -135,6 +149,8 @@ class Model:
     attentions : list of str
         Names of the attentions that can be replaced.
     plan : Plan
+    precision : str
+        "float32" or "bfloat16": what "auto" has become.
     n_threads : int
 
     Examples
@@ -155,6 +171,7 @@ class Model:
         program: Program,
         *,
         attention: str | Mapping | Plan | None = None,
+        precision: str = "float32",
         n_threads: int | None = None,
         max_memory: int | None = None,
         path: str = "",
@@ -166,10 +183,12 @@ class Model:
         self._optional = {v: optional[v.name] for v in program.inputs[1:] if type(optional.get(v.name)) is int}
         self.attentions = [op.attributes.get("name", op.name) for op in walk(program) if op.kind == ATTENTION]
         self.plan = self._plan(attention)
-        self.n_threads = _threads.resolve(n_threads)
+        self.precision, self.n_threads = resolved(precision), _threads.resolve(n_threads)
         if any("auto" in self.plan.methods(name) for name in self.attentions):
             costs.rates(self.n_threads)  # measured now, not in a request
-        settings = Settings(n_threads=self.n_threads, attention=self.plan.parts, observe=observe)
+        settings = Settings(
+            n_threads=self.n_threads, precision=self.precision, attention=self.plan.parts, observe=observe
+        )
         self.max_memory, left = max_memory, None
         if max_memory is not None:
             left = max_memory - weight_bytes(program)

@@ -37,6 +37,9 @@ class Packed(Protocol):
     def nbytes(self) -> int:
         """Bytes it keeps in memory."""
 
+    def scratch_bytes(self, n_rows: int, n_threads: int) -> int:
+        """Bytes that a product of so many rows takes while it runs."""
+
     def bind(
         self,
         x: Given,

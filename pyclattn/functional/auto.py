@@ -18,7 +18,7 @@ APPROXIMATE = (
 
 
 def auto_attention(
-    query: Given, key: Given, value: Given, *, return_error: bool = False, **options: Given
+    query: Given, key: Given, value: Given, *, precision: str = "float32", return_error: bool = False, **options: Given
 ) -> Float32 | tuple[Float32, Float64]:
     """Co-clustered attention where that is predicted to be faster on this machine, else exact attention.
 
@@ -26,6 +26,8 @@ def auto_attention(
     ----------
     query, key, value, return_error
         As of `coclustered_attention`.
+    precision : str
+        As of `scaled_dot_product_attention`, where attention is exact.
     **options
         Whatever else it takes.
 
@@ -50,6 +52,8 @@ def auto_attention(
     """
     if method_for(query, key, value, **options) == "coclustered":
         return coclustered_attention(query, key, value, return_error=return_error, **options)
+    if precision != "float32":
+        options["precision"] = precision
     out = exactly(query, key, value, **options)
     n_sequences = len(out) if options.get("offsets") is None else len(options["offsets"]) - 1
     return (out, np.zeros((n_sequences, out.shape[-3]))) if return_error else out

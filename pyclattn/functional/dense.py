@@ -47,6 +47,10 @@ class PackedWeight:
         """Bytes of the panels."""
         return self.panels.nbytes
 
+    def scratch_bytes(self, n_rows: int, n_threads: int) -> int:
+        """Bytes that a product takes while it runs: two blocks of sums a thread."""
+        return n_threads * 2 * 32 * 4 * self.panels.shape[2]
+
     def bind(
         self,
         x: Given,

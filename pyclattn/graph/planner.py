@@ -131,7 +131,7 @@ class Planner:
         self.ops, self.extra = [op for op, _ in uses], [names for _, names in uses]
         self._fold_constants()
         if settings.prepares:
-            pack(self.constant_specs, list(zip(self.ops, self.extra)), outputs)
+            pack(self.constant_specs, list(zip(self.ops, self.extra)), outputs, settings.precision)
         self.folded = made_bytes(self.constant_specs, constants.values())
 
     def _fold_constants(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from pyclattn.functional.dense import Packed, is_fast, pack_weight
+from pyclattn.functional.dense_bfloat16 import pack_bfloat16
 from pyclattn.functional.dense_int8 import LARGEST_DEPTH, pack_int8
 from pyclattn.graph.program import Op, Program, nested, walk
 from pyclattn.graph.spec import Spec
@@ -14,6 +15,7 @@ from pyclattn.graph.spec import Spec
 # A smaller weight lies in L2, whatever its order, and BLAS needs about 2 us less a call.
 LEAST_PACKED = 1 << 16
 DENSE = ("pyclattn:Linear", "MatMul")
+PACK: dict[str, Callable[[np.ndarray], Packed]] = {"float32": pack_weight, "bfloat16": pack_bfloat16}
 # A weight stored in fewer bits, as float32 (graph/quantise.py).
 DEQUANTIZE = "pyclattn:Dequantize"
 # Products of 8-bit whole numbers: the operator -> which input is its weight.
@@ -33,7 +35,7 @@ def weight_bytes(program: Program) -> int:
     return sum({id(a): a.nbytes for p in programs for a in p.constants.values()}.values())
 
 
-def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> None:
+def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: str = "float32") -> None:
     """Give every constant that is a dense layer's weight its packed form, and take away the plain one if unused.
 
     Parameters
@@ -43,15 +45,17 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> None:
     uses : list of (op, names)
         Every operator that will run, and the names it reads beside its inputs.
     outputs : names that are read after the run
+    precision : str
+        Of the layers' products, "float32" or "bfloat16".
     """
-    if not is_fast():
+    if not is_fast() and precision == "float32":
         return
     packed: dict[str, Callable[[np.ndarray], Packed]] = {}
     plain = set(outputs)
     for op, extra in uses:
         plain.update(extra)
         for i, name in enumerate(op.inputs):
-            how = _packer(op, i, specs[name]) if name in specs else None
+            how = _packer(op, i, specs[name], precision) if name in specs else None
             if how is None or packed.setdefault(name, how) is not how:
                 plain.add(name)
     for name, how in packed.items():
@@ -60,12 +64,12 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> None:
         specs[name].packed = how(spec.value)
 
 
-def _packer(op: Op, i: int, spec: Spec) -> Callable[[np.ndarray], Packed] | None:
+def _packer(op: Op, i: int, spec: Spec, precision: str) -> Callable[[np.ndarray], Packed] | None:
     """How input ``i`` of an operator is packed, if it is a weight that may be."""
     if spec.packed is not None or spec.ndim != 2 or spec.size < LEAST_PACKED:
         return None
     if op.kind in DENSE and i == 1 and spec.dtype == np.float32:
-        return pack_weight
+        return PACK[precision]
     if INTEGER.get(op.kind) == i and spec.dtype in (np.int8, np.uint8) and spec.shape[0] <= INT32_DEPTH:
         return _pack_integers
     return None

@@ -30,6 +30,8 @@ METHODS: dict[str, Callable] = {
     "coclustered": coclustered_attention,
     "auto": auto_attention,
 }
+# Methods that take precision.
+PRECISE = ("exact", "auto")
 # Methods that take is_causal.
 CAUSAL = ("exact", "improved-clustered")
 # What a method takes beside inputs and output: of the shapes of query, key and value, n_threads=, **parameters.
@@ -76,6 +78,7 @@ def _attention(node: Node) -> Kernel:
     copied = [a.strides[-1] != a.itemsize and a.shape[-1] > 1 for a in (q, k, v)]
     # other types are computed in float32 and converted; rows must lie side by side to be written in place
     is_direct = q.dtype == np.float32 and out_order[3] == 3
+    precision = node.settings.precision
     observe, is_self = node.settings.observe, bool(node.attr("is_self", False))
 
     def bind(ins, outs, scratch):
@@ -87,6 +90,8 @@ def _attention(node: Node) -> Kernel:
         calls = []
         for part in parts:
             more = {**given, **options, **(padding if part.method != "exact" else {})}
+            if precision != "float32" and part.method in PRECISE:
+                more["precision"] = precision
             calls.append((part, {**more, "out": out[:, part.heads]} if is_direct else more))
 
         def run():
@@ -176,6 +181,11 @@ def _is_causal(method: str, parameters: dict) -> bool:
     return method in CAUSAL and parameters.get("max_error") is None
 
 
+def _speed(node: Node) -> dict:
+    """Options of a call that no model knows."""
+    return {"precision": node.settings.precision, "n_threads": node.settings.n_threads}
+
+
 def split_heads(x: Spec, heads: int | None) -> tuple[int, ...]:
     """The shape (B, L, H, D) of packed heads (B, L, H x D)."""
     if not heads or x.shape[-1] % heads:
@@ -227,7 +237,7 @@ def _onnx_attention(node: Node) -> Kernel:
         bias = _bias(mask, total, lengths, causal, past, length, windows, query.dtype)
         if plain:
             y = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale,
-                                             n_threads=node.settings.n_threads)  # fmt: skip
+                                             **_speed(node))  # fmt: skip
             scores = None
         else:
             y, scores = _with_scores(query, key, value, bias, scale, cap, mode)
@@ -313,7 +323,7 @@ def _multi_head_attention(node: Node) -> Kernel:
             extra, allowed = np.where(allowed, extra, np.float32(-np.inf)), None
         y = scaled_dot_product_attention(query, key, value, attn_mask=allowed if extra is None else extra,
                                          key_padding_mask=padding, is_causal=causal, scale=scale,
-                                         n_threads=node.settings.n_threads)  # fmt: skip
+                                         **_speed(node))  # fmt: skip
         return y.transpose(0, 2, 1, 3).reshape(b, length, h * width)
 
     kernel = simple([Spec((b, length, h * width), node.dtype(0))], run)
@@ -364,7 +374,7 @@ def _packed_attention(node: Node) -> Kernel:
             extra, allowed = np.where(allowed, extra, np.float32(-np.inf)), None
         y = scaled_dot_product_attention(query, key, value, attn_mask=allowed if extra is None else extra,
                                          key_padding_mask=padding, is_causal=causal, scale=scale,
-                                         n_threads=node.settings.n_threads)  # fmt: skip
+                                         **_speed(node))  # fmt: skip
         return y.transpose(0, 2, 1, 3).reshape(b, length, -1)
 
     kernel = simple([Spec((b, length, sizes[2]), x.dtype)], run)

@@ -248,7 +248,8 @@ def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str
         return run
 
     temporaries = min(blocks.BLOCK * x.dtype.itemsize * threads, out.nbytes) if has_temporaries else 0
-    return Kernel([out], bind, inplace=inplace, scratch=copy, transient=4 * temporaries)
+    working = 0 if weight.packed is None else weight.packed.scratch_bytes(math.prod(x.shape[:-1]), threads)
+    return Kernel([out], bind, inplace=inplace, scratch=copy, transient=4 * temporaries + working)
 
 
 @op("MatMul", "com.microsoft:FusedMatMul", "com.microsoft:TransposeMatMul")
