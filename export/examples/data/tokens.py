@@ -1,6 +1,6 @@
 """Sequences of random letters with short words planted in them, misspelt; the label is the word that stands there most.
 
-Ten words of 8 letters over an alphabet of 20. In 1,024 letters the label's word is planted 9 times, three other words
+Ten words of 8 letters over an alphabet of 20. In 512 letters the label's word is planted 9 times, three other words
 3 times each, and each of their letters is another one with probability 0.15.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LENGTH = 1024
+LENGTH = 512
 N_LETTERS, N_CLASSES, WORD = 20, 10, 8
 OFTEN, SELDOM, N_OTHERS = 9, 3, 3
 MUTATION = 0.15
@@ -29,14 +29,14 @@ def generate(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    tokens : int64 array (n, 1024)
+    tokens : int64 array (n, 512)
     labels : int64 array (n,)
 
     Examples
     --------
     >>> tokens, labels = generate(3, seed=0)
     >>> tokens.shape, labels
-    ((3, 1024), array([0, 1, 2]))
+    ((3, 512), array([0, 1, 2]))
     """
     rng = np.random.default_rng(seed)
     tokens, labels = rng.integers(0, N_LETTERS, (n, LENGTH)), np.arange(n) % N_CLASSES
