@@ -10,6 +10,7 @@ COMMANDS = {
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "pareto": "error against time of every method, on what trained models give it; rivals included",
     "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",
+    "serving": "a service under load, its start and memory, and ONNX Runtime behind the same server",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
 }
 

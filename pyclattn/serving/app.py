@@ -30,7 +30,10 @@ from pyclattn.serving.service import Service
 # Larger ones are read and written beside the event loop, so that health and metrics are answered meanwhile.
 SMALL = 1 << 16
 PAGE = Path(__file__).with_name("page.html")
-POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+POLICY = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'"
+)
 JSON_LENGTH = "inference-header-content-length"
 CLIENT_GONE = 499  # nginx's number; nobody receives it
 

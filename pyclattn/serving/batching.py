@@ -188,7 +188,7 @@ def _holds(model: Model, rule: Rule) -> bool:
     for size in EXAMPLE_SIZES:
         rng = np.random.default_rng(0)
         sizes = (size - 3, size) if rule.kind == "padded" else (size, size)
-        requests = [_example(model.program.inputs, n, batch + 1, rng) for batch, n in enumerate(sizes)]
+        requests = [example(model.program.inputs, n, batch + 1, rng) for batch, n in enumerate(sizes)]
         if max(array.size for feeds in requests for array in feeds.values()) > LARGEST_ROW:
             return False
         try:
@@ -200,7 +200,7 @@ def _holds(model: Model, rule: Rule) -> bool:
     return False
 
 
-def _example(values: Sequence[Value], size: int, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def example(values: Sequence[Value], size: int, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Random inputs that any vocabulary has; masks let everything through."""
     feeds = {}
     for value in values:

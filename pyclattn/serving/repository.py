@@ -20,6 +20,7 @@ from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
 from pyclattn.model import Model, load
 from pyclattn.serving.batching import Rule, rule_of
 from pyclattn.serving.errors import RequestError
+from pyclattn.serving.warming import warm
 
 # Seconds between looks at the files; a file is loaded once it looks the same twice.
 POLL = 1.0
@@ -160,6 +161,7 @@ class Repository:
         else:
             raise ModelFormatError(f"{path}: changes while it is read")
         rule = rule_of(model) if self._shares else Rule()
+        warm(model)
         number = self._versions[name].number + 1 if name in self._versions else 1
         return Version(name, path, number, model, rule, signature, perf_counter() - start)
 

@@ -124,3 +124,21 @@ def test_nothing_to_serve_is_said_at_the_start(tmp_path, what):
         opened(path)
     assert str(path) in str(told.value)
     assert "/pyclattn-" not in str(told.value)  # the copy's place is nobody's business
+
+
+def test_a_clustered_model_is_warm_before_its_first_request(file):
+    """Nothing is compiled in a request: the loader has seen all methods at work."""
+    from pyclattn.model import load
+
+    seen = []
+
+    def loading(path):
+        model = load(path, {"method": "coclustered", "n_exact": 8})
+        run = model.run
+        model.run = lambda *given, **more: seen.append(given[1]["input_ids"].shape) or run(*given, **more)
+        return model
+
+    opened(save(file, encoder(n_positions=2000)), loader=loading)
+    assert (1, 1088) in seen
+    opened(file)
+    assert len(seen) == 1
