@@ -1,5 +1,7 @@
 """Centroid attention: the public function against the loops, its properties, and its limits."""
 
+import tracemalloc
+
 import compare
 import inputs
 import naive_centroid as naive
@@ -196,11 +198,21 @@ def test_same_bits_for_any_number_of_threads(room, normalize):
             compare.assert_same_bits(got, want)
 
 
-def test_a_call_holds_what_it_says():
-    """The sums of all chunks, and no (M, N) weights."""
-    shapes = ((1, 8, 256, 32), (1, 8, 16384, 32), (1, 8, 16384, 32))
-    assert centroid.working_bytes(*shapes, n_threads=2) < 8 * 16384 * 33 * 4
-    assert centroid.working_bytes(*shapes, n_neighbors=16) < 4 << 20
+@pytest.mark.parametrize("normalize", ["centroids", "both"])
+@pytest.mark.parametrize("n_neighbors", [None, 16])
+def test_a_call_holds_no_more_than_it_says(normalize, n_neighbors):
+    """What NumPy allocates: the sums of all chunks, or the pairs; far less than (M, N) weights."""
+    query, key, value = inputs.tensors(heads=4, n=256, n_keys=8192, dim=16)
+    near = None if n_neighbors is None else np.broadcast_to(np.arange(n_neighbors), (1, 256, n_neighbors))
+    options = {"normalize": normalize, "neighbors": near, "n_threads": 1}
+    pyclattn.centroid_attention(query, key, value, **options)
+    tracemalloc.start()
+    out = pyclattn.centroid_attention(query, key, value, **options)
+    peak = tracemalloc.get_traced_memory()[1] - out.nbytes
+    tracemalloc.stop()
+    said = centroid.working_bytes(query.shape, key.shape, value.shape, n_neighbors=n_neighbors, n_threads=1)
+    assert peak <= said + 50_000
+    assert said < 4 * 256 * 8192 * 4 / 4
 
 
 GOOD = dict(zip(("query", "key", "value"), inputs.tensors(batch=2, heads=2, n=5, n_keys=20, dim=4)))

@@ -43,6 +43,9 @@ def public(tensors, n_threads, **options):
     for clustering in ("topk", "sa_topk"):
         how = {"cluster_size": size, "clustering": clustering}
         found.append(pyclattn.cast_attention(query, *own, surrogates, gate, **how, **more))
+    few, near = tensors[0][:, :, :5], np.arange(15).reshape(1, 5, 3) % tensors[1].shape[2]
+    for neighbors in (None, np.broadcast_to(near, (len(few), 5, 3))):
+        found.append(pyclattn.centroid_attention(few, *tensors[1:], neighbors=neighbors, **more))
     clusters = kmeans(tensors[0], n_clusters=9, n_iterations=3, **more)
     return [*found, clusters.labels, clusters.counts, clusters.centroids, hash_queries(tensors[0], **more)]
 

@@ -120,6 +120,24 @@ def test_padding_is_never_read(weights, tokens, coordinates):
         assert np.isfinite(want).all()
 
 
+def test_a_sequence_of_nothing_but_padding(weights, tokens, coordinates):
+    """Its centroids start and end as zeros, whatever stands in the padding; the other sequence does not change."""
+    padding = np.array([[False] * N, [True] * N])
+    for settings in (
+        {"n_neighbors": 3},
+        {"init": "mean_pool", "has_class_token": True},
+        {"init": "random", "has_class_token": True},
+    ):
+        layer = made(weights, **settings)
+        want = layer(tokens[:1], coordinates[:1])
+        wild = [np.where(padding[..., None], np.nan, x) for x in (tokens, coordinates)]
+        start, got = layer.begin(*wild, key_padding_mask=padding), layer(*wild, key_padding_mask=padding)
+        assert start.padding_mask[1].all()
+        assert (start.tokens[1] == 0).all()
+        assert (got[1] == 0).all()
+        compare.assert_close(got[:1], want, 1e-6)
+
+
 def test_all_that_is_wrong_in_a_file_is_said_at_once(weights):
     del weights["key_proj.bias"]
     weights["out_proj.weight"], weights["gate.weight"] = np.zeros((WIDTH, 3), np.float32), np.zeros(2, np.float32)
