@@ -39,11 +39,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace attention in models that round its scores to 8 bits; changes results a little",
     )
+    onnx.add_argument("--weights", choices=["int8", "fp16", "bf16"], help="store weights in fewer bits")
+    onnx.add_argument(
+        "--keep-above", type=float, metavar="CHANGE", help="keep weights float32 until the output of --input changes "
+        "by no more, as 0.01"
+    )  # fmt: skip
     onnx.add_argument("--verify", action="store_true", help="compare with ONNX Runtime on the same input")
     onnx.add_argument(
         "--attention", default="exact", metavar="METHOD", help="attention to verify with: a method, or JSON"
     )
-    onnx.add_argument("--input", metavar="FILE", help=".npz of arrays to verify on; random input by default")
+    onnx.add_argument("--input", metavar="FILE", help=".npz to verify and measure on; random input by default")
     onnx.add_argument(
         "--size", action="append", default=[], metavar="NAME=N", help="length of an open axis in random input"
     )
@@ -77,7 +82,11 @@ def _onnx(arguments: argparse.Namespace) -> int:
         sizes=_sizes(arguments.size),
         golden=arguments.golden,
         n_threads=arguments.threads,
+        weights=arguments.weights,
+        keep_above=arguments.keep_above,
     )
+    if result.quantized is not None:
+        print(f"{result.quantized}\n")
     return _report(result, arguments.output)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pyclattn.calibration import Quantized, quantize
 from pyclattn.errors import ArgumentError, PyclattnError
 from pyclattn.graph.passes import Report, optimize
 from pyclattn.graph.program import Program
 from pyclattn.graph.serial import save_program
+from pyclattn.model import Model
 from pyclattn_export.from_onnx import from_onnx
 from pyclattn_export.validate import validate
 from pyclattn_export.verify import Comparison, compare
@@ -28,10 +30,13 @@ class Conversion:
         Attentions found, and Softmax operators kept with the reason.
     comparison : Comparison or None
         With the original, where that was asked for.
+    quantized : Quantized or None
+        What weights in fewer bits change, where they were asked for.
     """
 
     report: Report
     comparison: Comparison | None = None
+    quantized: Quantized | None = None
 
 
 def convert(
@@ -47,6 +52,8 @@ def convert(
     golden: str | os.PathLike | None = None,
     n_threads: int | None = None,
     progress: bool | None = None,
+    weights: str | None = None,
+    keep_above: float | None = None,
 ) -> Conversion:
     """Convert an ONNX file to one safetensors file.
 
@@ -72,6 +79,11 @@ def convert(
         For verification.
     progress : bool, optional
         A progress bar; by default where there is a terminal.
+    weights : str, optional
+        "int8", "fp16" or "bf16": store weights in fewer bits, as `pyclattn.quantize` does; what that changes is
+        measured on ``inputs``, if these are given.
+    keep_above : float, optional
+        See `pyclattn.quantize`.
 
     Returns
     -------
@@ -82,6 +94,8 @@ def convert(
     ModelFormatError, UnsupportedOpError
         Naming file and node.
     """
+    if keep_above is not None and weights is None:
+        raise ArgumentError("keep_above goes with weights: int8, fp16 or bf16")
     source, target = Path(source), Path(target)
     check_target(target)
     if target.exists() and source.exists() and target.samefile(source):
@@ -95,18 +109,23 @@ def convert(
         program, report = optimise(program, source, float_attention)
         done()
         validate(program, str(source))
+        quantized = None
+        if weights is not None:
+            samples = None if inputs is None else [inputs]
+            quantized = quantize(Model(program, n_threads=n_threads), weights, samples, keep_above=keep_above)
+            program = quantized.model.program
         done()
         save_program(target, program)
         if not (verify or golden):
             done()
-            return Conversion(report)
+            return Conversion(report, quantized=quantized)
         done()
         comparison = compare(
             source, target, dynamic=dynamic, attention=attention, inputs=inputs, sizes=sizes, golden=golden,
             n_threads=n_threads,
         )  # fmt: skip
         done()
-    return Conversion(report, comparison)
+    return Conversion(report, comparison, quantized)
 
 
 BAR = "{desc:<14}{bar:30} {n_fmt}/{total_fmt} {elapsed}"
