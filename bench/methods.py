@@ -114,40 +114,47 @@ def _arguments(given: list[str]) -> argparse.Namespace:
 
 
 def main(given: list[str]) -> int:
-    """Measure, print, write and draw; groups not asked for are taken from the result there is."""
+    """Measure, print, write and draw; what was not asked for is taken from the result there is."""
     options = _arguments(given)
     divisor = 8 if options.quick else 1
     settings = Settings(options.threads, min(options.rounds, 3 if options.quick else 99), divisor, tuple(options.at))
     about, printer, errors = machine.describe(settings.n_threads), Printer(), 0
     printer.head(about)
-    kept = _earlier(options.json) if options.only else []
     measured = options.only or list(GROUPS)
-    rows = [row for row in kept if row.group not in measured]
+    rows = _earlier(options.json) if options.only or options.at else {}
     for group in measured:
         printer.measuring(group)
         others = Others()
         try:
             for row in GROUPS[group](settings):
                 row.holds_here = settings.is_full
-                rows.append(row)
+                rows[row.group, row.what, row.at] = row
                 printer.row(row)
                 printer.measuring(group)
         except Exception as error:  # the other groups are still worth their time
             printer.error(group, error)
             errors += 1
         printer.others(others.share())
-    print(f"{table(rows)}\n\n{tally(rows)}, {errors} errors")
-    if settings.is_full and not settings.at:
+    found = sorted(rows.values(), key=_place)
+    print(f"{table(found)}\n\n{tally(found)}, {errors} errors")
+    if settings.is_full:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": about, "rows": [row.as_dict() for row in rows]}
+        content = {"machine": about, "rows": [row.as_dict() for row in found]}
         options.json.write_text(json.dumps(content, indent=1, default=float) + "\n")
         from bench import methods_picture
 
-        methods_picture.draw(options.picture, rows)
+        methods_picture.draw(options.picture, found)
     return 1 if errors else 0
 
 
-def _earlier(path: Path) -> list[Row]:
+def _earlier(path: Path) -> dict[tuple[str, str, str], Row]:
     if not path.exists():
-        return []
-    return [Row.from_dict(row) for row in json.loads(path.read_text())["rows"]]
+        return {}
+    rows = [Row.from_dict(row) for row in json.loads(path.read_text())["rows"]]
+    return {(row.group, row.what, row.at): row for row in rows}
+
+
+def _place(row: Row) -> tuple[int, int]:
+    """Groups in their order, lengths from short to long."""
+    digits = "".join(c for c in row.at.split(" ")[0] if c.isdigit())
+    return list(GROUPS).index(row.group), int(digits or 0)
