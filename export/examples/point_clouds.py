@@ -1,6 +1,7 @@
 """Ten families of solids as clouds of 1,024 points: a Centroid network against a plain one with as many blocks.
 
     python export/examples/point_clouds.py
+    python export/examples/point_clouds.py --larger [DIR]      # the networks in DIR on 2,048 to 8,192 points
 
 The Centroid network takes every sixteenth point, each the farthest from those before it, moves them towards their 32
 nearest neighbours, and goes on with these.
@@ -8,21 +9,27 @@ nearest neighbours, and goes on with these.
 
 from __future__ import annotations
 
+import sys
+import time
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import pyclattn
 from pyclattn_export.examples.data import point_clouds
 from pyclattn_export.examples.network import Block, CentroidBlock, Nothing, SelfAttention
 from pyclattn_export.examples.training import Batch, Example, main
+from pyclattn_export.from_torch import from_torch
 from pyclattn_export.torch_layers import CentroidAttention
 
 DIM, N_HEADS, HIDDEN = 32, 2, 64
 N_POINTS, SHARE, N_NEIGHBORS = 1024, 16, 32
 BATCH, N_STEPS, N_TEST = 16, 360, 500
 TEST_SEED = 2
+LARGER = (2048, 4096, 8192)
 FREQUENCIES = (2.0, 4.0, 8.0, 16.0)  # of the distance from the middle, whose mean square is 1
 
 
@@ -80,5 +87,28 @@ def test() -> Batch:
 NETWORKS = {"exact": plain, "centroid": centroid, "none": without}
 EXAMPLE = Example("point_clouds", NETWORKS, batch, test, N_STEPS)
 
+
+def larger(folder: Path, n_clouds: int = 100) -> None:
+    """The same weights on clouds of more points, run in pyclattn: accuracy and time of both networks."""
+    print(f"{'points':>8} {'exact':>8} {'centroid':>9} {'time, of the exact':>19}")
+    for n_points in LARGER:
+        points, labels = point_clouds.generate(n_clouds, n_points, TEST_SEED)
+        accuracy, seconds = {}, {}
+        for name, network in (("exact", plain()), ("centroid", centroid(n_points))):
+            network.load_state_dict(torch.load(folder / f"point_clouds-{name}.pt", weights_only=True))
+            path = folder / f"point_clouds-{name}-{n_points}.safetensors"
+            from_torch(network, {"points": points[:2]}, path)
+            model = pyclattn.load(path)
+            model(points=points[:1])
+            start = time.perf_counter()
+            found = [model(points=points[at : at + 1])["output"].argmax() for at in range(n_clouds)]
+            accuracy[name], seconds[name] = np.mean(found == labels), time.perf_counter() - start
+        share = seconds["centroid"] / seconds["exact"]
+        print(f"{n_points:>8,} {accuracy['exact']:>8.1%} {accuracy['centroid']:>9.1%} {share:>19.1%}")
+
+
 if __name__ == "__main__":
-    main(EXAMPLE, __doc__)
+    if sys.argv[1:2] == ["--larger"]:
+        larger(Path(sys.argv[2] if len(sys.argv) > 2 else "out/examples"))
+    else:
+        main(EXAMPLE, __doc__)
