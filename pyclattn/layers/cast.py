@@ -10,6 +10,9 @@ mixing; a padded token is in no cluster, and what goes into ``out_proj`` for it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from pyclattn import _threads
 from pyclattn.arrays import Bool, Float32, Given
@@ -162,8 +165,16 @@ class CASTAttention:
 
     def _projected(self, x: Float32, n_threads: int) -> tuple[Heads, Float32]:
         """Heads of query, key and value as views of their products, and the gate."""
-        query, key, value = (
-            _cut(project(x, n_threads=n_threads), self.n_heads)
-            for project in (self.query_proj, self.key_proj, self.value_proj)
-        )
-        return Heads(query, key, value), self.gate(x, n_threads=n_threads)[..., 0]
+        ends = np.cumsum([self.query_proj.n_out, self.key_proj.n_out])
+        heads = (_cut(part, self.n_heads) for part in np.split(self._qkv(x, n_threads=n_threads), ends, -1))
+        return Heads(*heads), self.gate(x, n_threads=n_threads)[..., 0]
+
+    @cached_property
+    def _qkv(self) -> Linear:
+        """The three projections as one, which reads x once."""
+        parts = self.query_proj, self.key_proj, self.value_proj
+        weight = np.concatenate([part.weight for part in parts])
+        if all(part.bias is None for part in parts):
+            return Linear(weight)
+        biases = [np.zeros(part.n_out, np.float32) if part.bias is None else part.bias for part in parts]
+        return Linear(weight, np.concatenate(biases))
