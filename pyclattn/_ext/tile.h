@@ -95,7 +95,7 @@ typedef struct {
     void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top);
     void (*tilt)(float *u, long rank, const float *center, const float *spreads, long vectors, const float *tail_m,
                  const float *tail_mass, const float *m);
-    /* what centroid attention needs (centroids.h): each row of scores, over n_lanes lanes of panels that are panel_stride
+    /* what centroid attention needs (centroids.h): each row of scores, over n_lanes lanes of panels panel_stride
      * floats apart, becomes 2^(s - its largest), idle lanes 0; totals[k] = the sum of row k */
     void (*share)(float *s, long panel_stride, long n, long n_lanes, float *totals);
     /* square distances (points.h): s[k] = -|points[k] - panel|^2 */
