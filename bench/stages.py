@@ -171,6 +171,9 @@ def border(settings: Settings) -> Iterator[Row]:
     cloud = Case(8192 // settings.divisor, n_heads=2)
     for launch in record(partial(_centroids, cloud.length)):
         recorded[launch.kernel] = cloud, launch
+    text = Case(1024 // settings.divisor, n_heads=2)
+    for launch in record(partial(_clusters, text.length)):
+        recorded[launch.kernel] = text, launch
     for kernel, owner in _dispatch.OWNERS.items():
         if kernel not in recorded:
             yield Row("border", kernel, "", None, note="no case launches it")
@@ -196,6 +199,16 @@ def _centroids(n_points: int) -> None:
         centroid.centroid_attention(key[:, :, chosen[0]], key, key, neighbors=neighbors, n_threads=1)
 
 
+def _clusters(n_tokens: int) -> None:
+    """CAST with about sqrt(N) clusters, by both clusterings."""
+    rng = np.random.default_rng(0)
+    n = int(n_tokens**0.5)
+    shapes = [(1, 2, n_tokens, 64)] * 3 + [(n, 2, 64), (1, n_tokens)]
+    arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    for clustering in cast.CLUSTERINGS:
+        cast.cast_attention(*arrays, cluster_size=-(-n_tokens // n), clustering=clustering, n_threads=1)
+
+
 def _border_row(kernel: str, owner: str, case: Case, launch: Launch, rounds: int) -> Row:
     rooms = implementations(kernel)
     functions = {room: partial(_replay, function, launch.arguments) for room, function in rooms.items()}
@@ -216,4 +229,6 @@ def _replay(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     own = list(arguments)
     if function.__name__ == "hamming_lloyd":
         own[-1] = own[-1].copy()  # centroids: the start goes in, the final codes come out
+    if function.__name__ == "select":
+        own[-1] = np.zeros_like(own[-1])  # counts: nothing is selected yet
     _threads.run(partial(function, *own, np.zeros(1, np.int64)), 1)
