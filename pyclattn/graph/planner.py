@@ -127,7 +127,8 @@ class Planner:
         self.ops, self.extra, self.constants, self.outputs = ops, extra, constants, outputs
         self.settings = settings
         self.constant_specs = {name: Spec.of(array, value=True) for name, array in constants.items()}
-        uses = pack_stored(self.constant_specs, list(zip(ops, extra)), outputs)
+        precision = settings.precision if settings.prepares else None
+        uses = pack_stored(self.constant_specs, list(zip(ops, extra)), outputs, precision)
         self.ops, self.extra = [op for op, _ in uses], [names for _, names in uses]
         self._fold_constants()
         if settings.prepares:

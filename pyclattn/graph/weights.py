@@ -81,13 +81,16 @@ def _pack_integers(weight: np.ndarray) -> Packed:
     return pack_int8(signed, np.ones(weight.shape[1], np.float32))
 
 
-def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> Uses:
-    """Pack weights that are stored in fewer bits as they are, where dense layers alone read them.
+def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: str | None) -> Uses:
+    """Pack weights that are stored in fewer bits from what is stored, where dense layers alone read them.
 
     Parameters
     ----------
     specs, uses, outputs
         As of `pack`.
+    precision : str or None
+        What float16 and bfloat16 are packed for, as of `pack`; None: they are left as they are. int8 is always packed,
+        since it means that a layer rounds its input too.
 
     Returns
     -------
@@ -101,7 +104,7 @@ def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> U
         other.update(name for i, name in enumerate(op.inputs) if not (i == 1 and op.kind in DENSE))
     done: set[int] = set()
     for name, op in made.items():
-        packed = None if name in other else _packed([specs.get(n) for n in op.inputs])
+        packed = None if name in other else _packed([specs.get(n) for n in op.inputs], precision)
         if packed is not None:
             specs[name] = Spec(packed.shape, np.float32)
             specs[name].packed = packed
@@ -109,7 +112,7 @@ def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str]) -> U
     return [use for use in uses if id(use[0]) not in done]
 
 
-def _packed(given: list[Spec | None]) -> Packed | None:
+def _packed(given: list[Spec | None], precision: str | None) -> Packed | None:
     """A stored weight in its packed form, if it has one."""
     values = [spec.value for spec in given if spec is not None and spec.value is not None]
     if len(values) < len(given) or values[0].ndim != 2:
@@ -118,7 +121,17 @@ def _packed(given: list[Spec | None]) -> Packed | None:
     has_scale = bool(scale) and scale[0].dtype == np.float32 and scale[0].shape == weight.shape[1:]
     if weight.dtype == np.int8 and has_scale and len(weight) <= LARGEST_DEPTH:
         return pack_int8(weight, scale[0])
+    can_pack = precision is not None and (is_fast() or precision != "float32") and weight.size >= LEAST_PACKED
+    if can_pack and not scale and weight.dtype in (np.float16, np.uint16):
+        return PACK[precision or ""](widened(weight))
     return None
+
+
+def widened(half: np.ndarray) -> np.ndarray:
+    """float16, or bfloat16 held as its 16 bits, as float32."""
+    if half.dtype == np.uint16:
+        return np.left_shift(half, 16, dtype=np.uint32).view(np.float32)
+    return half.astype(np.float32)
 
 
 def made_bytes(specs: dict[str, Spec], given: Iterable[np.ndarray]) -> int:

@@ -266,3 +266,23 @@ def test_command_line(tmp_path, capsys):
     assert "must end in .safetensors" in capsys.readouterr().err
     with safe_open(target, "np") as file:
         assert json.loads(file.metadata()["pyclattn.program"])["constants"]["up"] == "up"
+
+
+@pytest.mark.parametrize("weights", ["fp16", "bf16"])
+def test_halves_are_packed_from_what_is_stored(weights):
+    """Of a size that is packed: no float32 of it is kept beside the panels, and a limit changes no number."""
+    rng = np.random.default_rng(2)
+    wide = {"up": (WIDTH, 1100), "down": (1100, WIDTH)}
+    constants = {name: rng.standard_normal(shape, dtype=np.float32) / 16 for name, shape in wide.items()}
+    small, _ = quantise(program(**constants, shift=np.zeros(1100, np.float32)), weights)
+    model = Model(small)
+    specs = model._executor.planner.constant_specs
+    packed = [spec for spec in specs.values() if spec.packed is not None]
+    assert len(packed) == 2
+    assert all(spec.value is None for spec in packed)
+    limited = Model(small, max_memory=1 << 24)
+    np.testing.assert_allclose(model(ids=IDS)["y"], limited(ids=IDS)["y"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        model(ids=IDS)["y"], by_hand(dict(program().constants, **constants, shift=np.zeros(1100, np.float32)), weights),
+        rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
