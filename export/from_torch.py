@@ -52,8 +52,8 @@ def from_torch(
     float_attention : bool
         See `pyclattn.graph.passes.optimize`.
     verify : bool
-        Run both on the example inputs, and once more with every open axis one shorter: a length that was written into
-        the model by mistake shows there.
+        Run both on the example inputs, and once more with every open axis one shorter (of length 1: doubled): a length
+        that was written into the model by mistake shows there.
     golden : path-like, optional
         Where to write the example inputs and torch's outputs as .npz.
     n_threads : int, optional

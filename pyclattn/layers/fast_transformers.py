@@ -58,6 +58,17 @@ def fast_transformers_encoder(
         Listing all tensors that are missing, unexpected or of another shape.
     ArgumentError
         For an attention type of another kind, and weights without a layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> square = [f"attention.{name}_projection" for name in ("query", "key", "value", "out")] + ["linear1", "linear2"]
+    >>> weights = {f"layers.0.{name}.weight": np.eye(8) for name in square}
+    >>> weights |= {f"layers.0.{name}.bias": np.zeros(8) for name in [*square, "norm1", "norm2"]}
+    >>> weights |= {"layers.0.norm1.weight": np.ones(8), "layers.0.norm2.weight": np.ones(8)}
+    >>> encoder = fast_transformers_encoder(weights, n_heads=2, attention_type="clustered", clusters=5)
+    >>> encoder(np.random.default_rng(0).standard_normal((1, 20, 8))).shape
+    (1, 20, 8)
     """
     settings = encoder_settings(weights, prefix, n_heads, attention_type, activation)
     if attention_type != "full":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyclattn.graph.passes.dims import broadcast, divide, larger, product, smaller
+from pyclattn.graph.passes.method_shapes import METHODS
 from pyclattn.graph.passes.product_shapes import PRODUCTS
 from pyclattn.graph.program import Op
 
@@ -363,6 +364,7 @@ RULES: dict[str, Callable[[Shapes, Op], list | None]] = {
     **{f"Reduce{name}": _reduce for name in _REDUCTIONS},
     **dict.fromkeys(("Conv", "ConvInteger", "MaxPool", "AveragePool", "LpPool", "QLinearConv"), _window),
     **PRODUCTS,
+    **METHODS,
     **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),
     "Transpose": _transpose,
     "Reshape": _reshape,

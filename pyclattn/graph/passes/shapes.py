@@ -13,6 +13,7 @@ import numpy as np
 
 from pyclattn.graph.passes.dims import MOST_VALUES, Size
 from pyclattn.graph.passes.edit import Editor
+from pyclattn.graph.passes.method_shapes import POSITIONS
 from pyclattn.graph.passes.shape_rules import RULES
 from pyclattn.graph.passes.size_values import VALUES
 from pyclattn.graph.program import Op
@@ -124,7 +125,7 @@ class Shapes:
 # -- types ------------------------------------------------------------------------------------------------------------
 
 BOOLEAN = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsNaN", "IsInf"}
-INDEX = {"Shape", "Size", "NonZero", "ArgMax", "ArgMin"}
+INDEX = {"Shape", "Size", "NonZero", "ArgMax", "ArgMin", *(f"pyclattn:{name}" for name in POSITIONS)}
 
 
 def _dtype(known: Shapes, op: Op, index: int) -> str:

@@ -1,0 +1,311 @@
+"""PyTorch modules as files: both exporters, open axes, what does not fit, the command."""
+
+import inspect
+import io
+
+import numpy as np
+import onnx
+import pytest
+
+import pyclattn
+from pyclattn import layers
+from pyclattn.errors import ArgumentError, ModelFormatError
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from torch import nn  # noqa: E402
+
+from pyclattn_export import cli, convert, from_torch, torch_layers  # noqa: E402
+from pyclattn_export.state import load_state  # noqa: E402
+
+D = 16
+OPEN = {0: "batch", 1: "length"}
+
+
+class Everything(nn.Module):
+    """Every operator of pyclattn's domain, amid PyTorch's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(5, D)
+        attentions = (
+            torch_layers.CASTAttention(D, 2, 3, cluster_size=21, clustering="sa_topk"),
+            torch_layers.ClusteredAttention(D, 2, 4),
+            torch_layers.ClusteredAttention(D, 2, 4, topk=3, n_bits=31, seed=2),
+            torch_layers.MultiHeadAttention(D, 2),
+        )
+        self.encoder = torch_layers.Encoder(
+            torch_layers.EncoderLayer(attention, torch_layers.FeedForward(D, 24, activation="relu"))
+            for attention in attentions
+        )
+        self.near = torch_layers.CentroidAttention(D, 2, 5, n_neighbors=6, normalize="both")
+        self.pooled = torch_layers.CentroidAttention(D, 2, 4, init="mean_pool", n_steps=2, eps=0.5)
+        self.drawn = torch_layers.CentroidAttention(D, 2, 3, init="random", seed=1)
+        self.head = nn.Linear(D, 7)
+
+    def forward(self, x, places, padding=None):
+        x = self.encoder(self.embed(x), padding)
+        start = self.near.begin(x, places, key_padding_mask=padding)
+        parts = [self.near(x, start=start, key_padding_mask=padding)]
+        parts += [few(x, key_padding_mask=padding) for few in (self.pooled, self.drawn)]
+        return {"logits": self.head(torch.cat(parts, 1).mean(1)), "tokens": x}
+
+
+KINDS = [
+    "cast_attention", "clustered_attention", "improved_clustered_attention", "farthest_point_sampling",
+    "nearest_neighbors", "centroid_attention", "mean_pool_tokens", "centroid_attention", "random_positions",
+    "centroid_attention",
+]  # fmt: skip
+
+
+def everything(seed=0):
+    torch.manual_seed(seed)
+    return Everything()
+
+
+def example(batch=2, length=26, seed=0):
+    rng = np.random.default_rng(seed)
+    x, places = (rng.standard_normal((batch, length, n), dtype=np.float32) for n in (5, 3))
+    return {"x": x, "places": places, "padding": np.arange(length) >= length - 4 * np.arange(batch)[:, None]}
+
+
+def kinds(path):
+    own = {name for name, _ in inspect.getmembers(torch_layers, inspect.isfunction)} | {"random_positions"}
+    found = [op.kind.removeprefix("pyclattn:") for op in pyclattn.load(path).program.ops]
+    return [kind for kind in found if kind in own]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "script"])
+def test_every_operator_at_another_size(exporter, tmp_path):
+    module, path = everything().train(), tmp_path / "m.safetensors"
+    done = from_torch(module, example(), path, dynamic=dict.fromkeys(example(), OPEN), exporter=exporter)
+    assert done.comparison.passed, done.comparison
+    assert {difference.shape for difference in done.comparison.differences} == {
+        (2, 7), (2, 26, D), (1, 7), (1, 25, D),
+    }  # fmt: skip
+    assert len(done.report.attentions) == 1
+    assert module.training
+    assert module.encoder.layers[0].training
+    assert sorted(k for k in kinds(path) if k != "mean_pool_tokens") == sorted(
+        k for k in KINDS if k != "mean_pool_tokens"
+    )
+    model = pyclattn.load(path, n_threads=1)
+    assert next((entry.name, entry.shape) for entry in model.get_inputs()) == ("x", ["batch", "length", 5])
+    given = example(3, 61, seed=1)
+    found = model(**given)
+    with torch.no_grad():
+        wanted = module.eval()(**{name: torch.from_numpy(x) for name, x in given.items()})
+    for name, x in wanted.items():
+        np.testing.assert_allclose(found[name], x.numpy(), atol=1e-5)
+
+
+def test_in_a_network_exported_by_its_owner(tmp_path):
+    """torch.onnx.export as anybody calls it, then `convert`."""
+    given = [torch.from_numpy(x) for x in list(example().values())[:2]]
+    module = everything().eval()
+    torch.onnx.export(module, tuple(given), tmp_path / "m.onnx", dynamo=True, verbose=False)
+    convert(tmp_path / "m.onnx", tmp_path / "m.safetensors")
+    found = pyclattn.load(tmp_path / "m.safetensors")(x=given[0].numpy(), places=given[1].numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(next(iter(found.values())), module(*given)["logits"].numpy(), atol=1e-5)
+
+
+def test_attributes_are_the_functions_arguments():
+    """A node carries every argument that is no tensor and is not None, and its absent inputs as empty names."""
+    file = io.BytesIO()
+    given = torch.randn(2, 9, D), torch.zeros(2, 9, dtype=torch.bool)
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch_layers.CentroidAttention(D, 2, 3, init="random", normalize="inputs", scale=0.5)
+
+        def forward(self, x, mask):
+            return self.layer(x, key_padding_mask=mask)
+
+    torch.onnx.export(Masked().eval(), given, file, dynamo=False, verbose=False)
+    nodes = [n for n in onnx.load_from_string(file.getvalue()).graph.node if n.domain == "pyclattn"]
+    found = {n.op_type: {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for n in nodes}
+    assert found == {
+        "random_positions": {"n_centroids": 3, "seed": 0},
+        "centroid_attention": {"normalize": b"inputs", "scale": 0.5},
+    }
+    assert nodes[-1].input[3] == ""
+    assert len(nodes[-1].input) == 6
+
+
+class Fixed(nn.Module):
+    """A length written into the model."""
+
+    def forward(self, x):
+        return x.reshape(-1, 6).sum(1).reshape(2, -1)
+
+
+def test_a_length_written_into_the_model_is_seen(tmp_path):
+    with pytest.raises(ModelFormatError, match="one shorter"):
+        from_torch(Fixed(), [torch.zeros(2, 12)], tmp_path / "m.safetensors", dynamic={"x": (1,)}, exporter="script")
+
+
+def test_golden_names_and_a_difference(tmp_path):
+    golden, path = tmp_path / "golden.npz", tmp_path / "m.safetensors"
+    module = nn.Linear(4, 3)
+    done = from_torch(module, {"input": np.ones((2, 4), np.float32)}, path, golden=golden, output_names=["logits"])
+    assert done.comparison.passed
+    with np.load(golden) as file:
+        found = pyclattn.load(path)(input=file["input.input"])["logits"]
+        np.testing.assert_allclose(found, file["output.logits"], atol=1e-6)
+    from pyclattn_export.torch_modules import compare
+
+    with torch.no_grad():
+        module.weight += 0.1
+        assert not compare(module, {"input": torch.ones(2, 4)}, {}, path, 1).passed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"example_inputs": {"y": torch.zeros(2, 4)}}, "arguments of Linear.forward"),
+        ({"example_inputs": [3]}, "tensors or arrays, got input = int"),
+        ({"dynamic": {"z": (0,)}}, "no input: z; the inputs are input"),
+        ({"dynamic": {"input": (2,)}}, "axis 2 of 'input' is out of range"),
+        ({"output_names": ["a", "b"]}, "has 1 outputs"),
+        ({"exporter": "trace"}, "exporter must be one of dynamo, script"),
+    ],
+)
+def test_arguments(change, message, tmp_path):
+    given = {"example_inputs": [torch.zeros(2, 4)], "path": tmp_path / "m.safetensors", **change}
+    with pytest.raises(ArgumentError, match=message):
+        from_torch(nn.Linear(4, 3), **given)
+    assert not list(tmp_path.iterdir())
+
+
+class Refused(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svdvals(x)
+
+
+def test_what_torch_cannot_export(tmp_path):
+    with pytest.raises(ModelFormatError, match="torch cannot export Refused"):
+        from_torch(Refused(), [torch.zeros(2, 4)], tmp_path / "m.safetensors")
+
+
+def test_one_error_for_all_weights(tmp_path):
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    torch.save({"weight": torch.ones(2, 4), "scale": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ModelFormatError) as error:
+        load_state(module, tmp_path / "w.pt")
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "missing: bias (2,)",
+        "unexpected: scale (2,)",
+        "wrong shape: weight must be (2, 3), got (2, 4)",
+    ]
+    assert torch.equal(module.weight, before)
+
+
+BUILD = """
+import numpy as np
+from torch import nn
+from pyclattn_export.torch_layers import CASTAttention
+
+def build():
+    return nn.Sequential(nn.Linear(5, 16), CASTAttention(16, 2, 3, cluster_size=8))
+
+def with_sample():
+    return build(), {"input": np.ones((2, 20, 5), np.float32)}
+"""
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(BUILD)
+    names = {}
+    exec(BUILD, names)
+    torch.manual_seed(3)
+    module = names["build"]()
+    torch.save(module.state_dict(), "w.pt")
+    x = np.random.default_rng(0).standard_normal((2, 20, 5), dtype=np.float32)
+    np.savez("sample.npz", input=x)
+    more = ["--weights", "w.pt", "-o", "m.safetensors", "--dynamic", "input:0=batch,1=length"]
+    assert cli.main(["torch", "net.py:build", "--sample", "sample.npz", "--golden", "g.npz", *more]) == 0
+    assert "within 0.0001 of the range" in capsys.readouterr().out
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(pyclattn.load("m.safetensors")(input=x)["output"], wanted, atol=1e-5)
+    assert cli.main(["torch", "net.py:with_sample", *more]) == 0
+    for given, message in (
+        (["net.py:build"], "--sample is needed"),
+        (["net.py"], "given as file.py:function"),
+        (["net.py:other"], "no function 'other'"),
+        (["net.py:with_sample", "--dynamic", "input=1"], "--dynamic is given as"),
+    ):
+        assert cli.main(["torch", *given, "-o", "m.safetensors"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def fast_transformers_state(dim=24, n_heads=4, head_dim=5, hidden=40, n_layers=2, seed=0):
+    """The tensors of its encoder, by the names its modules give them."""
+    rng, sizes = np.random.default_rng(seed), {"linear1": (hidden, dim), "linear2": (dim, hidden)}
+    sizes |= {f"attention.{n}_projection": (n_heads * head_dim, dim) for n in ("query", "key")}
+    sizes |= {f"attention.{n}_projection": (dim, dim) for n in ("value", "out")}
+    found = {}
+    for i in range(n_layers):
+        for name, (n_out, n_in) in sizes.items():
+            found[f"layers.{i}.{name}.weight"] = rng.standard_normal((n_out, n_in)) / n_in**0.5
+            found[f"layers.{i}.{name}.bias"] = rng.standard_normal(n_out) / 9
+        for name in ("norm1", "norm2"):
+            found |= {f"layers.{i}.{name}.weight": 1 + rng.random(dim), f"layers.{i}.{name}.bias": rng.random(dim)}
+    found |= {"norm.weight": 1 + rng.random(dim), "norm.bias": rng.random(dim)}
+    return {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def fast_transformers_full(state, x, n_heads):
+    """Its post-norm encoder with full attention, from its definition."""
+    w = {name: torch.from_numpy(array) for name, array in state.items()}
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+    norm = lambda name, x: nn.functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+    for i in range(2):
+        at = f"layers.{i}"
+        q, k, v = (
+            linear(f"{at}.attention.{n}_projection", x).view(*x.shape[:2], n_heads, -1)
+            for n in ("query", "key", "value")
+        )
+        weights = torch.softmax(torch.einsum("nlhe,nshe->nhls", q, k) / q.shape[-1] ** 0.5, -1)
+        mixed = torch.einsum("nhls,nshd->nlhd", weights, v).reshape(*x.shape[:2], -1)
+        x = norm(f"{at}.norm1", x + linear(f"{at}.attention.out_projection", mixed))
+        x = norm(f"{at}.norm2", x + linear(f"{at}.linear2", torch.relu(linear(f"{at}.linear1", x))))
+    return norm("norm", x)
+
+
+@pytest.mark.parametrize("attention_type", ["full", "clustered", "improved-clustered"])
+def test_fast_transformers(attention_type, tmp_path):
+    """The layers, the twin and the file made of it; with every key among the top ones all are full attention."""
+    state, x = fast_transformers_state(), np.random.default_rng(1).standard_normal((2, 30, 24), dtype=np.float32)
+    how = {"n_heads": 4, "attention_type": attention_type, "clusters": 6, "topk": 30, "bits": 31}
+    tensors = {f"net.{name}": torch.from_numpy(array) for name, array in state.items()} | {"head": torch.ones(2)}
+    twin = torch_layers.fast_transformers_encoder(tensors, "net", **how).eval()
+    done = from_torch(twin, [x], tmp_path / "m.safetensors", dynamic={"x": OPEN})
+    assert done.comparison.passed
+    found = layers.fast_transformers_encoder(state, **how)(x)
+    np.testing.assert_allclose(found, pyclattn.load(tmp_path / "m.safetensors")(x=x)["output"], atol=2e-5)
+    full = fast_transformers_full(state, torch.from_numpy(x), 4).numpy()
+    assert (np.abs(found - full).max() < 2e-5) == (attention_type != "clustered")
+
+
+def test_fast_transformers_that_do_not_fit():
+    state = fast_transformers_state()
+    del state["layers.1.norm1.bias"]
+    state |= {"layers.0.linear2.weight": np.ones((3, 3), np.float32), "extra": np.ones(1, np.float32)}
+    for make, given in (
+        (layers.fast_transformers_encoder, state),
+        (torch_layers.fast_transformers_encoder, {name: torch.from_numpy(x) for name, x in state.items()}),
+    ):
+        with pytest.raises(ModelFormatError) as error:
+            make(given, n_heads=4)
+        for what in ("missing: layers.1.norm1.bias", "unexpected: extra", "wrong shape: layers.0.linear2.weight"):
+            assert what in str(error.value)
+    with pytest.raises(ArgumentError, match=r"layers\.0"):
+        layers.fast_transformers_encoder({"a": np.ones(1)}, n_heads=4)
+    with pytest.raises(ArgumentError, match="attention_type"):
+        layers.fast_transformers_encoder(state, n_heads=4, attention_type="linear")
