@@ -26,7 +26,6 @@ from pyclattn.graph.run_report import RunReport, recording
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Observed, Settings, Spec
 from pyclattn.graph.weights import weight_bytes
-from pyclattn.huggingface import read_folder
 from pyclattn.plan import Plan
 
 # ONNX Runtime's names of element types
@@ -110,6 +109,8 @@ def load(
 def _reader(path: Path):
     """The function that reads files of this kind."""
     if path.is_dir():
+        from pyclattn.huggingface import read_folder  # here, since a converted model, as services load it, needs none
+
         return read_folder
     suffix = path.suffix.lower()
     if suffix == ".safetensors":

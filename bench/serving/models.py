@@ -18,14 +18,14 @@ LENGTH = 8192
 
 def served() -> tuple[Path, Path]:
     """(ONNX file, converted file), made where they are not there yet."""
-    from pyclattn_export import convert
-
     source = _config.cache_dir() / "files" / "serving" / "minilm.onnx"
     target = source.with_suffix(".safetensors")
     if not source.exists():
         source.parent.mkdir(parents=True, exist_ok=True)
         _export(source)
     if not target.exists():
+        from pyclattn_export import convert
+
         convert(source, target)
     return source, target
 

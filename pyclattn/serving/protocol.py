@@ -194,7 +194,7 @@ def encode(
     Examples
     --------
     >>> asked = InferRequest("7", {})
-    >>> encode(asked, "m", "1", {"y": np.ones((1, 2), np.float32)})[0].decode()[-66:]
+    >>> encode(asked, "m", "1", {"y": np.ones((1, 2), np.float32)})[0].decode()[-64:]
     '[{"name":"y","datatype":"FP32","shape":[1,2],"data":[1.0,1.0]}]}'
     """
     listed, tail = [], []
