@@ -286,3 +286,14 @@ def test_halves_are_packed_from_what_is_stored(weights):
         model(ids=IDS)["y"], by_hand(dict(program().constants, **constants, shift=np.zeros(1100, np.float32)), weights),
         rtol=1e-5, atol=1e-5,
     )  # fmt: skip
+
+
+def test_a_residual_is_added_by_the_layer():
+    """As with float32 weights: the programs made ready have the same operators."""
+    source = program()
+    source.ops[2].kind = "pyclattn:Linear"
+    plain, small = Model(source), Model(quantise(source)[0])
+    shape = pyclattn.graph.spec.Spec(IDS.shape, np.int64)
+    before, after = ([step.op.kind for step in model._executor.plan({"ids": shape}).steps] for model in (plain, small))
+    assert before == ["Gather", "pyclattn:Linear", "pyclattn:Linear"]
+    assert after == ["Gather", "Gather", "pyclattn:Dequantize", *before[1:]]

@@ -354,7 +354,7 @@ _SAME = (
     "ThresholdedRelu Trilu ScatterElements ScatterND BitwiseNot DynamicQuantizeLinear RotaryEmbedding Swish "
     "ReverseSequence EyeLike pyclattn:LayerNorm pyclattn:RMSNorm pyclattn:Gelu pyclattn:Rotary com.microsoft:BiasGelu "
     "com.microsoft:FastGelu com.microsoft:Gelu com.microsoft:QuickGelu com.microsoft:RotaryEmbedding "
-    "SimplifiedLayerNormalization"
+    "SimplifiedLayerNormalization pyclattn:Dequantize"
 )
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 

@@ -139,7 +139,7 @@ def _dtype(known: Shapes, op: Op, index: int) -> str:
         return ("uint8", "float32", "uint8")[index]
     if op.kind in ("MatMulInteger", "ConvInteger"):
         return "int32"
-    if op.kind in ("com.microsoft:MatMulIntegerToFloat", "com.microsoft:DynamicQuantizeMatMul"):
+    if op.kind in ("com.microsoft:MatMulIntegerToFloat", "com.microsoft:DynamicQuantizeMatMul", "pyclattn:Dequantize"):
         return "float32"
     if op.kind in ("Where", "CastLike"):
         return known.dtype(op.inputs[1])
