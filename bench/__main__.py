@@ -7,6 +7,7 @@ COMMANDS = {
     "attention": "exact and clustered attention against their peers, their bars and the border between rooms",
     "dense": "products with a constant weight, against NumPy, ONNX Runtime and PyTorch",
     "quantised": "int8 weights: speed, size and what they change, against ONNX Runtime's int8",
+    "bfloat16": "products of bfloat16 in attention, dense layers and a whole model, against OpenVINO's",
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "pareto": "error against time of every method, on what trained models give it; rivals included",
     "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",

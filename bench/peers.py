@@ -104,7 +104,17 @@ def onnxruntime_plain(case: Case, x: Inputs, n_threads: int) -> Subject:
     return Subject("ONNX Runtime graph", run, out.numpy)
 
 
-def openvino_sdpa(case: Case, x: Inputs, n_threads: int) -> Subject:
+def openvino_settings(n_threads: int, precision: str) -> dict[str, Any]:
+    """One run at a time on so many threads, "f32" or "bf16"."""
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": n_threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+
+
+def openvino_sdpa(case: Case, x: Inputs, n_threads: int, precision: str = "f32") -> Subject:
     """Opset-13 ScaledDotProductAttention in float32 (its default would be bfloat16 where the CPU has it)."""
     ov, ops = _need("openvino", "openvino.opset13")
     if case.n_kv_heads not in (None, case.n_heads):
@@ -117,12 +127,7 @@ def openvino_sdpa(case: Case, x: Inputs, n_threads: int) -> Subject:
         nodes.append(ops.parameter(list(data[3].shape), bool))
         masks["attention_mask"] = nodes[3]
     result = ops.scaled_dot_product_attention(*nodes[:3], causal=case.is_causal, **masks)
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": n_threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-    }
+    settings = openvino_settings(n_threads, precision)
     request = ov.Core().compile_model(ov.Model([ops.result(result)], nodes), "CPU", settings).create_infer_request()
     for place, a in enumerate(data):
         request.set_input_tensor(place, ov.Tensor(a, shared_memory=True))
