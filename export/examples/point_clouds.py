@@ -1,10 +1,11 @@
-"""Ten families of solids as clouds of 1,024 points: a Centroid network against a plain one with as many blocks.
+"""Ten families of solids as clouds of 1,024 points: a Centroid network against a plain one.
 
     python export/examples/point_clouds.py
     python export/examples/point_clouds.py --larger [DIR]      # the networks in DIR on 2,048 to 8,192 points
 
-The Centroid network takes every sixteenth point, each the farthest from those before it, moves them towards their 32
-nearest neighbours, and goes on with these.
+The plain network has two blocks of self-attention on all points. In the Centroid network these two work on one centroid
+for 16 points: a block before them starts centroids at points far from each other and moves each towards what its 32
+nearest neighbours hold.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def plain() -> CloudClassifier:
 
 def centroid(n_points: int = N_POINTS) -> CloudClassifier:
     attention = CentroidAttention(DIM, N_HEADS, n_points // SHARE, init="farthest", n_neighbors=N_NEIGHBORS)
-    return CloudClassifier(CentroidBlock(attention, DIM, HIDDEN), [plain_block()])
+    return CloudClassifier(CentroidBlock(attention, DIM, HIDDEN), [plain_block(), plain_block()])
 
 
 def without() -> CloudClassifier:
