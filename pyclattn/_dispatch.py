@@ -49,6 +49,8 @@ OWNERS = {
     "coclusters.attend": "cython",
     "conv.convolve": "cython",
     "dense.multiply": "cython",
+    "rows.apply": "cython",
+    "rows.normalise": "cython",
     "dense.multiply_bfloat16": "cython",
     "int8.multiply": "cython",
     "int8.sum_products": "cython",

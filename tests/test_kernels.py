@@ -12,6 +12,7 @@ import test_kernels_cast  # noqa: F401  (adds to TESTED)
 import test_kernels_centroid  # noqa: F401  (adds to TESTED)
 import test_kernels_coclusters  # noqa: F401  (adds to TESTED)
 import test_kernels_int8  # noqa: F401  (adds to TESTED)
+import test_kernels_rows  # noqa: F401  (adds to TESTED)
 from conftest import ISA_LEVELS, Room
 from kernel_calls import (
     RAGGED,

@@ -1,42 +1,6 @@
 /* What comes after a product of rows with a panel of columns: bias, activation, residual, and the way out. */
 
-INL vf smaller(vf bound, vf x) { return -larger(-bound, -x); } /* where x is NaN it stays NaN */
-
-/* 1 / (1 + exp(-x)), relative to 2 ulp on both sides: only exponentials of negative numbers. */
-INL vf logistic(vf x) {
-    vf y = (vf)((vi)x | spread_int(INT32_MIN)) * LOG2E; /* -|x| */
-    vf e = blend(y < spread(-100.f), (vf){0}, exp2_neg(y));
-    vf share = 1.f / (1.f + e);
-    return blend(x < (vf){0}, e * share, share);
-}
-
-/* The normal distribution function is logistic(2 x P(x^2)), since erf(z) = tanh(z P(z^2)) with a smooth P: the
- * polynomial of graph/ops/functions.py, doubled. Beyond 5.4 it rounds to 0 or 1. */
-INL vf normal_share(vf x) {
-    vf square = smaller(spread(28.88f), x * x);
-    vf p = spread(3.51258429e-09f);
-    p = p * square - 2.64534551e-07f;
-    p = p * square + 7.92957737e-06f;
-    p = p * square - 0.000110612815f;
-    p = p * square - 6.51890598e-05f;
-    p = p * square + 0.0726661685f;
-    p = p * square + 1.59576989f;
-    return logistic(p * x);
-}
-
-INL vf gelu(vf x) { return x * normal_share(x); }
-
-INL vf activated(int kind, vf x) {
-    switch (kind) {
-    case TILE_RELU: return larger((vf){0}, x);
-    case TILE_GELU: return gelu(x);
-    case TILE_GELU_TANH: return x * logistic(x * (x * x * 0.071354816f + 1.5957691f)); /* sqrt(8 / pi) */
-    case TILE_QUICK_GELU: return x * logistic(1.702f * x);
-    case TILE_SILU: return x * logistic(x);
-    case TILE_SIGMOID: return logistic(x);
-    default: return x;
-    }
-}
+#include "functions.h"
 
 INL void finish_part(int kind, const vf *s, const vf *shift, const float *residual, float *out, size_t bytes) {
     vf x = activated(kind, *s + *shift);

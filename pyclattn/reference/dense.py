@@ -9,17 +9,18 @@ from pyclattn.arrays import Float32, Float64, Int32, Int64
 from pyclattn.reference._rounding import to_bfloat16
 from pyclattn.reference._tasks import drawn
 
-_erf = np.frompyfunc(math.erf, 1, 1)
+_erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
 def _logistic(x: Float64) -> Float64:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1) / (1 + small)
 
 
 ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
     "": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: 0.5 * x * (1 + np.asarray(_erf(x * math.sqrt(0.5)), np.float64)),
+    "gelu": lambda x: 0.5 * x * np.asarray(_erfc(-x * math.sqrt(0.5)), np.float64),
     "gelu_tanh": lambda x: x * _logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)),
     "quick_gelu": lambda x: x * _logistic(1.702 * x),
     "silu": lambda x: x * _logistic(x),

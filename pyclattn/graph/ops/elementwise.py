@@ -8,6 +8,7 @@ from functools import partial, reduce
 import numpy as np
 
 from pyclattn.errors import DTypeError, ModelFormatError
+from pyclattn.functional import rows as functional_rows
 from pyclattn.graph import blocks
 from pyclattn.graph.ops import functions as f
 from pyclattn.graph.ops.registry import element_type, is_bfloat16, op
@@ -46,7 +47,23 @@ def _unary(kind: str, function, dtype=None, floating: bool = False, blocked: boo
     def build(node: Node) -> Kernel:
         if floating:
             _floating(node)
-        return _map(node, function, [0], dtype, blocked)
+        return _compiled(node, COMPILED.get(kind, "")) or _map(node, function, [0], dtype, blocked)
+
+
+# What is compiled, under its name there.
+COMPILED = {"Exp": "exp", "Tanh": "tanh", "Sigmoid": "sigmoid", "Erf": "erf"}
+
+
+def _compiled(node: Node, name: str) -> Kernel | None:
+    """The kernel of a compiled function, if there is one and it can read the input."""
+    x, threads = node.spec(0), node.settings.n_threads
+    if not name or x.dtype != np.float32 or x.strides is not None or not functional_rows.is_fast():
+        return None
+
+    def bind(ins, outs, scratch):
+        return functional_rows.bound_apply(name, ins[0], outs[0], threads)
+
+    return Kernel([Spec(x.shape, x.dtype)], bind, inplace=(0,))
 
 
 _SIMPLE: dict[str, Callable] = {
@@ -94,7 +111,7 @@ _unary("IsNaN", np.isnan, bool)
 
 @op("Relu")
 def _relu(node: Node) -> Kernel:
-    return _map(node, partial(_maximum_scalar, node.dtype(0).type(0)), [0])
+    return _compiled(node, "relu") or _map(node, partial(_maximum_scalar, node.dtype(0).type(0)), [0])
 
 
 def _maximum_scalar(low, x, out):
@@ -156,12 +173,15 @@ def _shrink(node: Node) -> Kernel:
 
 @op("Swish")
 def _swish(node: Node) -> Kernel:
-    return _map(node, partial(f.swish, node.attr("alpha", 1.0)), [0], blocked=True)
+    alpha = node.attr("alpha", 1.0)
+    return _compiled(node, "silu" if alpha == 1 else "") or _map(node, partial(f.swish, alpha), [0], blocked=True)
 
 
 @op("com.microsoft:QuickGelu")
 def _quick_gelu(node: Node) -> Kernel:
-    return _map(node, partial(f.swish, node.attr("alpha", 1.702)), [0], blocked=True)
+    alpha = node.attr("alpha", 1.702)
+    is_usual = abs(alpha - 1.702) < 1e-6
+    return _compiled(node, "quick_gelu" if is_usual else "") or _map(node, partial(f.swish, alpha), [0], blocked=True)
 
 
 @op("Gelu", "pyclattn:Gelu", "com.microsoft:Gelu")
@@ -170,7 +190,8 @@ def _gelu(node: Node) -> Kernel:
     name = node.attr("approximate", "none")
     if name not in f.GELU:
         raise ModelFormatError(f"approximate must be one of {', '.join(f.GELU)}, got {name!r}")
-    return _map(node, f.GELU[name], [0], blocked=True)
+    compiled = _compiled(node, {"none": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}[name])
+    return compiled or _map(node, f.GELU[name], [0], blocked=True)
 
 
 @op("com.microsoft:BiasGelu", "com.microsoft:FastGelu")

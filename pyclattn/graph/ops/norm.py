@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyclattn.errors import ModelFormatError, ShapeError
+from pyclattn.functional import rows as functional_rows
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.reduction import rows
 from pyclattn.graph.ops.registry import op
@@ -47,13 +48,21 @@ def _row_weight(a, d: int):
     return None if a is None else a.reshape(-1)
 
 
-def _over_rows(node: Node, x: Spec, axis: int, function) -> Kernel:
-    """Kernel of ``function(x, weight, bias, out)`` on rows that join the axes from ``axis`` on."""
+def _over_rows(node: Node, x: Spec, axis: int, epsilon: float, is_rms: bool) -> Kernel:
+    """Kernel of a norm of rows that join the axes from ``axis`` on."""
     d = int(np.prod(x.shape[axis:], dtype=np.int64))
     threads = node.settings.n_threads
     for i in (1, 2):
         if node.has(i) and node.spec(i).size not in (d, 1):
             raise ShapeError(f"input {i} must have the shape {x.shape[axis:]}, got {node.shape(i)}")
+    if _is_compiled(node, x, d):
+        return _compiled(node, x, d, epsilon, is_rms)
+
+    def function(a, weight, bias, out):
+        if is_rms:
+            rms_norm(a, weight, epsilon, out)
+        else:
+            layer_norm(a, weight, bias, epsilon, out)
 
     def bind(ins, outs, scratch):
         a, out = ins[0], outs[0]
@@ -72,6 +81,29 @@ def _over_rows(node: Node, x: Spec, axis: int, function) -> Kernel:
     return Kernel([Spec(x.shape, x.dtype)], bind)
 
 
+def _is_compiled(node: Node, x: Spec, d: int) -> bool:
+    """Whether the compiled norm can read the inputs as they are."""
+    vectors = [node.spec(i) for i in (1, 2) if node.has(i)]
+    return (
+        x.strides is None
+        and all(s.dtype == np.float32 for s in (x, *vectors))
+        and all(s.size == d and s.strides is None for s in vectors)
+        and functional_rows.is_fast()
+    )
+
+
+def _compiled(node: Node, x: Spec, d: int, epsilon: float, is_rms: bool) -> Kernel:
+    def bind(ins, outs, scratch):
+        weight = ins[1].reshape(-1) if node.has(1) else None
+        bias = ins[2].reshape(-1) if node.has(2) and not is_rms else None
+        return functional_rows.bound_normalise(
+            ins[0].reshape(-1, d), weight, bias, epsilon=epsilon, is_rms=is_rms,
+            n_threads=node.settings.n_threads, out=outs[0].reshape(-1, d),
+        )  # fmt: skip
+
+    return Kernel([Spec(x.shape, x.dtype)], bind, inplace=(0,))
+
+
 def _reshaped(function, p, weight, bias):
     flat = np.ascontiguousarray(p).reshape(-1, p.shape[-1])
     out = np.empty_like(flat)
@@ -86,10 +118,7 @@ def _layer_norm(node: Node) -> Kernel:
     if node.wants(1) or node.wants(2):
         return _layer_norm_with_moments(node, x, axis, epsilon)
 
-    def function(a, weight, bias, out):
-        layer_norm(a, weight, bias, epsilon, out)
-
-    return _over_rows(node, x, axis, function)
+    return _over_rows(node, x, axis, epsilon, False)
 
 
 def _layer_norm_with_moments(node: Node, x: Spec, axis: int, epsilon: float) -> Kernel:
@@ -110,7 +139,7 @@ def _layer_norm_with_moments(node: Node, x: Spec, axis: int, epsilon: float) -> 
 def _rms_norm(node: Node) -> Kernel:
     x, epsilon = node.spec(0), node.attr("epsilon", 1e-5)
     axis = node.axis(node.attr("axis", -1), x.ndim)
-    return _over_rows(node, x, axis, lambda a, weight, bias, out: rms_norm(a, weight, epsilon, out))
+    return _over_rows(node, x, axis, epsilon, True)
 
 
 @op("com.microsoft:SkipLayerNormalization", "com.microsoft:SkipSimplifiedLayerNormalization")

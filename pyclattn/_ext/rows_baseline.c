@@ -1,0 +1,6 @@
+/* What every machine of this architecture runs. */
+#define ISA baseline
+#define VB 16
+#define MR 4
+#define NV 2
+#include "rows_tile.h"

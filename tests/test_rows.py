@@ -1,0 +1,130 @@
+"""Functions of single elements and norms of rows, in every room and at every instruction set."""
+
+import compare
+import numpy as np
+import pytest
+from scipy.special import erf, expit, ndtr
+
+from pyclattn.errors import ArgumentError, ShapeError
+from pyclattn.functional.rows import FUNCTIONS, bound_apply, bound_normalise
+
+rng = np.random.default_rng(0)
+EXACT = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * ndtr(x),
+    "gelu_tanh": lambda x: x * expit(np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)),
+    "quick_gelu": lambda x: x * expit(1.702 * x),
+    "silu": lambda x: x * expit(x),
+    "sigmoid": expit,
+    "tanh": np.tanh,
+    "exp": np.exp,
+    "erf": erf,
+}
+# Units in the last place, wherever the result is above 1e-35; the tanh form of GELU is right to 2 of x itself.
+ULP = {"relu": 0, "exp": 1, "tanh": 1.5, "erf": 2, "sigmoid": 2.5, "silu": 3, "quick_gelu": 4, "gelu": 6.5}
+
+
+def normal(*shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_size_of_number(room, name):
+    step = 100003 if room == "reference" else 9973
+    bits = np.arange(0, 0x7F800000, step, dtype=np.uint32)
+    x = np.concatenate([bits.view(np.float32), -bits.view(np.float32), np.linspace(-20, 20, 20001, dtype=np.float32)])
+    got = np.empty_like(x)
+    bound_apply(name, x, got)()
+    with np.errstate(all="ignore"):
+        want = EXACT[name](x.astype(np.float64))
+        rounded = want.astype(np.float32)
+    inside = np.isfinite(rounded)
+    np.testing.assert_array_equal(got[~inside], rounded[~inside])
+    scale = np.abs(x if name == "gelu_tanh" else rounded)[inside]
+    error = np.abs(got[inside] - want[inside]) / np.spacing(np.maximum(scale, np.float32(1e-30)))
+    assert error[np.abs(rounded[inside]) > 1e-35].max() <= ULP.get(name, 2)
+    assert np.abs(got[inside][np.abs(rounded[inside]) <= 1e-35]).max(initial=0) <= 2e-35
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nan_infinity_and_lengths(room, name):
+    x = np.array([np.nan, np.inf, -np.inf, 0], np.float32)
+    out = np.empty_like(x)
+    bound_apply(name, x, out)()
+    assert np.isnan(out[0])
+    with np.errstate(all="ignore"):
+        want = EXACT[name](x.astype(np.float64))
+    np.testing.assert_array_equal(out[3], np.float32(want[3]))
+    if not name.endswith(("gelu", "silu", "gelu_tanh")):
+        np.testing.assert_array_equal(out[1:3], want[1:3].astype(np.float32))
+    for n in (0, 1, 15, 17, 33):
+        x = normal(n)
+        wide = np.full(n + 2, 7, np.float32)
+        bound_apply(name, x, wide[1:-1])()
+        assert wide[0] == wide[-1] == 7
+        compare.assert_close(wide[1:-1].copy(), EXACT[name](x.astype(np.float64)), 1e-6)
+
+
+def naive_norm(x, residual, weight, bias, epsilon, is_rms):
+    out = np.empty(x.shape)
+    for i in range(len(x)):
+        y = [float(v) + (0 if residual is None else float(residual[i, j])) for j, v in enumerate(x[i])]
+        mean = 0 if is_rms else sum(y) / len(y)
+        square = sum((v - mean) ** 2 for v in y) / len(y)
+        for j, v in enumerate(y):
+            out[i, j] = (v - mean) / (square + epsilon) ** 0.5 * (1 if weight is None else float(weight[j]))
+            out[i, j] += 0 if bias is None else float(bias[j])
+    return out
+
+
+@pytest.mark.parametrize("is_rms", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 64), (4, 100), (2, 131)])
+def test_norms(room, shape, is_rms):
+    x, residual, weight, bias = normal(*shape), normal(*shape), normal(shape[1]), normal(shape[1])
+    for added, factor, shift in ((None, None, None), (residual, weight, None), (residual, weight, bias)):
+        want = naive_norm(x, added, factor, shift, 1e-3, is_rms)
+        out, total = np.empty_like(x), np.empty_like(x)
+        options = {"residual": added, "epsilon": 1e-3, "is_rms": is_rms}
+        bound_normalise(x, factor, shift, **options, total=None if added is None else total, out=out)()
+        compare.assert_close(out, want, 2e-6)
+        if added is not None:
+            compare.assert_same_bits(total, x + added)
+        taken = x.copy()
+        bound_normalise(taken, factor, shift, **options, out=taken)()
+        compare.assert_same_bits(taken, out)
+
+
+def test_norms_of_wide_arrays_over_threads(room):
+    wide = normal(400, 210)
+    x = wide[:, 3:203]
+    outs = []
+    for n_threads in (1, 2, 5):
+        outs.append(np.full((400, 203), 7, np.float32))
+        bound_normalise(x, n_threads=n_threads, out=outs[-1][:, 1:201])()
+    for out in outs[1:]:
+        compare.assert_same_bits(out, outs[0])
+    assert (outs[0][:, [0, 201, 202]] == 7).all()
+    np.testing.assert_allclose(outs[0][:, 1:201].mean(1), 0, atol=1e-6)
+
+
+def test_a_nan_stays_in_its_row(room):
+    x = normal(5, 40)
+    x[2, 39] = np.nan
+    out = np.empty_like(x)
+    bound_normalise(x, out=out)()
+    assert np.isnan(out[2]).all()
+    assert np.isfinite(np.delete(out, 2, 0)).all()
+
+
+def test_bad_calls():
+    x = normal(3, 4)
+    with pytest.raises(ArgumentError, match=r"name must be one of .* got 'mish'"):
+        bound_apply("mish", x, x)
+    with pytest.raises(ShapeError, match=r"one shape, got \(3, 4\) and \(2, 4\)"):
+        bound_apply("exp", x, x[:2].copy())
+    with pytest.raises(ArgumentError, match="x must be a float32 array in C order"):
+        bound_apply("exp", x.T, x)
+    with pytest.raises(ShapeError, match=r"weight must have shape \(4,\), got \(3,\)"):
+        bound_normalise(x, x[:, 0], out=x)
+    with pytest.raises(ShapeError, match=r"residual must have shape \(3, 4\), got \(2, 4\)"):
+        bound_normalise(x, residual=x[:2], out=x)
