@@ -194,3 +194,11 @@ def test_a_weight_packed_for_other_instructions_is_refused():
     if len(levels) > 1:
         with _dispatch.forced(isa=levels[-1]), pytest.raises(BackendError, match="pack it again"):
             linear(x, packed)
+
+
+def test_heads_are_written_where_they_belong(room):
+    x, weight, bias, _ = case(2 * 6, 9, 3 * 20)
+    packed = pack_int8(*quantise_weight(weight))
+    heads = np.zeros((2, 3, 6, 20), np.float32)
+    packed.bind(x, bias, out=heads.swapaxes(1, 2))()
+    compare.assert_same_bits(heads, linear(x, packed, bias).reshape(2, 6, 3, 20).swapaxes(1, 2).copy())

@@ -64,13 +64,20 @@ def test_multiply_int8(name, fast, n_rows, depth, width, activation):
         residual = rng.standard_normal((n_rows, width + 1), dtype=np.float32)[:, 1:]
     with fast.forced():
         packed = pack_int8(weight, scales)
+    weight_of = packed.panels, packed.offsets, packed.scales
     tasks = tasks_of(n_rows, len(packed.panels))
 
     def make(new):
         out = new((n_rows, width + 2), np.float32, np.nan)[:, :width]
-        given = rows, packed.panels, packed.offsets, packed.scales, bias, activation, residual, tasks, out
-        return given, out
+        return (rows, *weight_of, bias, activation, residual, tasks, out[None, :, None]), out
 
+    def make_heads(new):
+        batch, heads = n_rows // 10 or 1, 5 if width % 5 == 0 else 1
+        out = new((batch, heads, n_rows // batch, width // heads), np.float32, np.nan)
+        return (rows, *weight_of, bias, activation, residual, tasks, out.swapaxes(1, 2)), out
+
+    if n_rows % (n_rows // 10 or 1) == 0:
+        compare.assert_close(*reversed(both(name, fast, make_heads)), compare.EXACT)
     want, got = both(name, fast, make)
     if activation:
         compare.assert_close(got, want, compare.EXACT)

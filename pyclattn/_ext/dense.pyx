@@ -16,12 +16,6 @@ cdef enum:
     BLOCK = 32
 
 
-cdef struct Target:
-    float *data
-    long length, head_dim, n_heads
-    long batch_stride, row_stride, head_stride
-
-
 cdef Target target_of(float[:, :, :, :] out) noexcept:
     cdef Target t
     t.data, t.length, t.n_heads, t.head_dim = &out[0, 0, 0, 0], out.shape[1], out.shape[2], out.shape[3]

@@ -4,6 +4,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, strcmp
 
+from pyclattn._ext.dense cimport Target, deal_heads, tallest, target_of
 from pyclattn._ext.isa cimport current, draw_task, new_floats, tile_isa
 
 from pyclattn import _config
@@ -98,8 +99,8 @@ cdef const int8_isa *_fitting(const int8_t[:, :, :, ::1] panels) except NULL:
 
 def multiply(
     const float[:, :] rows, const int8_t[:, :, :, ::1] panels, const int32_t[::1] offsets, const float[::1] scales,
-    const float[::1] bias, str activation, const float[:, :] residual, const int64_t[:, ::1] tasks, float[:, :] out,
-    int64_t[::1] counter,
+    const float[::1] bias, str activation, const float[:, :] residual, const int64_t[:, ::1] tasks,
+    float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """out = activation(rows @ weight + bias) + residual (see `pyclattn.reference.int8`)."""
     cdef:
@@ -110,10 +111,11 @@ def multiply(
         const float *added = NULL
         const float *own_added = NULL
         int kind = ACTIVATIONS.index(activation)
-        long depth = rows.shape[1], width = out.shape[1], lanes = isa.lanes, n_groups = panels.shape[1]
-        long out_stride = out.strides[0] // 4, added_stride = 0
-        long stride = (depth + 63) // 64 * 64, height = _height(tasks), first = -1
-        long task, panel, row, start, stop, n, columns
+        Target t = target_of(out)
+        bint is_plain = t.n_heads == 1 and out.shape[0] == 1
+        long depth = rows.shape[1], width = t.n_heads * t.head_dim, lanes = isa.lanes, n_groups = panels.shape[1]
+        long stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1, added_stride = 0
+        long task, panel, row, start, stop, n, column, columns
         uint8_t *codes
         float *row_scales
         float *s
@@ -138,18 +140,23 @@ def multiply(
                 for row in range(start, stop):
                     isa.quantise(&rows[row, 0], depth, codes + (row - start) * stride, row_scales + row - start)
             for panel in range(tasks[task, 2], tasks[task, 3]):
-                columns = min(lanes, width - panel * lanes)
+                column = panel * lanes
+                columns = min(lanes, width - column)
                 if shift != NULL:
-                    own_shift = shift + panel * lanes
+                    own_shift = shift + column
                 row = start
                 while row < stop:
                     n = min(BLOCK, stop - row)
                     isa.multiply(codes + (row - start) * stride, stride, n, n_groups, &panels[panel, 0, 0, 0],
-                                 &offsets[panel * lanes], &scales[panel * lanes], row_scales + row - start, s)
+                                 &offsets[column], &scales[column], row_scales + row - start, s)
                     if added != NULL:
-                        own_added = added + row * added_stride + panel * lanes
-                    tile.finish(s, n, columns, own_shift, kind, own_added, added_stride, &out[row, panel * lanes],
-                                out_stride)
+                        own_added = added + row * added_stride + column
+                    if is_plain:
+                        tile.finish(s, n, columns, own_shift, kind, own_added, added_stride,
+                                    t.data + row * t.row_stride + column, t.row_stride)
+                    else:
+                        tile.finish(s, n, columns, own_shift, kind, own_added, added_stride, s, lanes)
+                        deal_heads(s, lanes, n, column, columns, row, &t)
                     row += n
     free(s)
 
@@ -162,7 +169,7 @@ def sum_products(
     cdef:
         const int8_isa *isa = _fitting(panels)
         long depth = rows.shape[1], width = out.shape[1], lanes = isa.lanes, n_groups = panels.shape[1]
-        long stride = (depth + 63) // 64 * 64, height = _height(tasks), first = -1
+        long stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1
         long task, panel, row, start, stop, n, k, columns
         uint8_t *codes
         int32_t *s
@@ -192,14 +199,6 @@ def sum_products(
                         memcpy(&out[row + k, panel * lanes], s + k * lanes, columns * 4)
                     row += n
     free(scratch)
-
-
-cdef long _height(const int64_t[:, ::1] tasks) noexcept:
-    """Rows of the tallest task."""
-    cdef long task, height = 0
-    for task in range(tasks.shape[0]):
-        height = max(height, tasks[task, 1] - tasks[task, 0])
-    return height
 
 
 select(_config.int8_isa())

@@ -48,6 +48,8 @@ class PackedInt8:
     scales: Float32
     shape: tuple[int, int]
 
+    writes_heads = True
+
     @property
     def nbytes(self) -> int:
         """Bytes of panels, offsets and scales."""
@@ -67,14 +69,15 @@ class PackedInt8:
 
         A row with a NaN or an infinity becomes NaN.
         """
-        product = checked(x, self.shape, bias, activation, residual, n_threads, out)
+        product = checked(x, self.shape, bias, activation, residual, n_threads, out, writes_heads=True)
         result = product.out
         if not product.n_threads:
             return lambda: result
-        tasks = _cut(len(result), len(self.panels), product.n_threads)
+        into = result if result.ndim == 4 else result[None, :, None]
+        tasks = _cut(len(product.rows), len(self.panels), product.n_threads)
         call = _dispatch.bind(
             "int8.multiply", product.n_threads, product.rows, self.panels, self.offsets, self.scales, product.bias,
-            activation, product.residual, tasks, result,
+            activation, product.residual, tasks, into,
         )  # fmt: skip
 
         def run() -> Float32:

@@ -53,9 +53,11 @@ def multiply(
     """out = activation((codes @ weight - offsets) * row scale * scale + bias) + residual.
 
     ``offsets`` (int32) and ``scales`` have an entry for each column of the panels; offsets are 128 times a column's
-    sum, so that what is multiplied are the rows' quantised numbers.
+    sum, so that what is multiplied are the rows' quantised numbers. ``out`` is (batch, length, heads, head_dim), as of
+    `pyclattn.reference.dense`.
     """
-    lanes, width = panels.shape[2], out.shape[1]
+    _, length, heads, head_dim = out.shape
+    lanes, width = panels.shape[2], heads * head_dim
     for start, stop, first, last in drawn(tasks, counter):
         codes, row_scales = quantise(rows[start:stop])
         for panel in range(first, last):
@@ -69,7 +71,8 @@ def multiply(
             product = ACTIVATIONS[activation](product)
             if residual is not None:
                 product += residual[start:stop, columns]
-            out[start:stop, columns] = product
+            row, column = np.arange(start, stop)[:, None], np.arange(width)[columns]
+            out[row // length, row % length, column // head_dim, column % head_dim] = product
 
 
 def sum_products(rows: np.ndarray, panels: np.ndarray, tasks: Int64, out: np.ndarray, counter: Int64) -> None:
