@@ -10,6 +10,7 @@ COMMANDS = {
     "bfloat16": "products of bfloat16 in attention, dense layers and a whole model, against OpenVINO's",
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "pareto": "error against time of every method, on what trained models give it; rivals included",
+    "calibration": "plans on images they have not seen; auto beside exact attention at every length",
     "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",
     "serving": "a service under load, its start and memory, and ONNX Runtime behind the same server",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
@@ -25,7 +26,7 @@ def main() -> int:
         return 2
     print("usage: python -m bench COMMAND [--help]\n")
     for name, about in COMMANDS.items():
-        print(f"  {name:10} {about}")
+        print(f"  {name:11} {about}")
     return 0
 
 
