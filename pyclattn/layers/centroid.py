@@ -41,6 +41,12 @@ class Centroids(NamedTuple):
         The tokens they start from (-1: none), where they start from single tokens.
     neighbors : int64 array (B, M, K), optional
         The tokens each one gathers from; without it, all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Centroids(np.zeros((2, 10, 32), np.float32)).padding_mask is None
+    True
     """
 
     tokens: Float32

@@ -75,8 +75,9 @@ def test_an_encoder_of_two_kinds():
 def test_an_encoder_by_its_kind_of_attention():
     weights = encoder()
     for kind, more, layer in (
-        ("attention", {}, MultiHeadAttention), ("clustered_attention", {"n_clusters": 6, "topk": 3}, ClusteredAttention),
-    ):  # fmt: skip
+        ("attention", {}, MultiHeadAttention),
+        ("clustered_attention", {"n_clusters": 6, "topk": 3}, ClusteredAttention),
+    ):
         found = from_weights("encoder", weights, n_layers=2, n_heads=4, attention_kind=kind, **more)
         assert [type(each.attention) for each in found.layers] == [layer] * 2
         assert found.attentions == ["layers.0.attention", "layers.1.attention"]
