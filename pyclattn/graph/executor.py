@@ -47,7 +47,7 @@ def kinds(program: Program) -> dict[str, list[str]]:
     """Operator kinds of a program and all within it, with the names of their nodes."""
     found: dict[str, list[str]] = {}
     for op in walk(program):
-        found.setdefault(op.kind, []).append(op.name or op.outputs[0])
+        found.setdefault(op.kind, []).append(op.name or next(iter(op.outputs), ""))
     return found
 
 

@@ -62,7 +62,7 @@ def layers(program: Program) -> list[Layer]:
         kind = _kind(users[name]) if name not in others else None
         if kind and array.ndim == 2 and array.dtype == np.float32 and array.size >= LEAST:
             first = users[name][0][0]
-            layer = Layer(name, kind, first.name or first.outputs[0], array.nbytes)
+            layer = Layer(name, kind, first.name or next(iter(first.outputs), ""), array.nbytes)
             found.append((order[id(first)], layer))
     return [layer for _, layer in sorted(found, key=lambda pair: pair[0])]
 
@@ -114,8 +114,8 @@ def bfloat16_bits(array: np.ndarray) -> np.ndarray:
 def bfloat16_names(program: Program) -> set[str]:
     """Constants of uint16 that are the bits of bfloat16, by how they are read."""
     halves = {name for name, array in program.constants.items() if array.dtype == np.uint16}
-    rows = {op.outputs[0]: op.inputs[0] for op in program.ops if op.kind == "Gather"}
-    read = [op.inputs[0] for op in program.ops if op.kind == DEQUANTIZE]
+    rows = {op.outputs[0]: op.inputs[0] for op in program.ops if op.kind == "Gather" and op.outputs and op.inputs}
+    read = [op.inputs[0] for op in program.ops if op.kind == DEQUANTIZE and op.inputs]
     return halves.intersection(rows.get(name, name) for name in read)
 
 

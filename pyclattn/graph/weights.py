@@ -97,7 +97,7 @@ def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], prec
     list of (op, names)
         Without the operators that would have made them float32.
     """
-    made = {op.outputs[0]: op for op, _ in uses if op.kind == DEQUANTIZE}
+    made = {op.outputs[0]: op for op, _ in uses if op.kind == DEQUANTIZE and op.outputs}
     other = set(outputs)
     for op, extra in uses:
         other.update(extra)
@@ -115,7 +115,7 @@ def pack_stored(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], prec
 def _packed(given: list[Spec | None], precision: str | None) -> Packed | None:
     """A stored weight in its packed form, if it has one."""
     values = [spec.value for spec in given if spec is not None and spec.value is not None]
-    if len(values) < len(given) or values[0].ndim != 2:
+    if not values or len(values) < len(given) or values[0].ndim != 2:
         return None
     weight, *scale = values
     has_scale = bool(scale) and scale[0].dtype == np.float32 and scale[0].shape == weight.shape[1:]

@@ -8,7 +8,14 @@ from safetensors import safe_open
 
 import pyclattn
 from pyclattn import cli
-from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, ShapeError, UnsupportedOpError
+from pyclattn.errors import (
+    ArgumentError,
+    DTypeError,
+    ModelFormatError,
+    PyclattnError,
+    ShapeError,
+    UnsupportedOpError,
+)
 from pyclattn.functional.dense import linear, pack_weight
 from pyclattn.functional.dense_int8 import pack_int8, quantise_weight
 from pyclattn.graph.program import Op, Program, Value
@@ -240,6 +247,22 @@ def test_operators_that_were_altered():
         small.constants.update(change)
         with pytest.raises(error, match=r"up\.float32"):
             Model(small)(ids=IDS)
+
+
+@pytest.mark.parametrize("prepares", [True, False])
+@pytest.mark.parametrize("op", [Op("pyclattn:Dequantize", (), ("odd",)), Op("pyclattn:Dequantize", ("up",), ())])
+def test_operators_without_inputs_or_outputs(op, prepares, tmp_path):
+    """What only an altered file has: an error of ours, or nothing where no one reads the result."""
+    small, _ = quantise(program(), "bf16")
+    small.ops.insert(0, op)
+    save_program(tmp_path / "odd.safetensors", small)
+    try:
+        pyclattn.load(tmp_path / "odd.safetensors", max_memory=None if prepares else 1 << 24)(ids=IDS)
+    except PyclattnError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert message == "" or "Dequantize" in message
 
 
 def test_an_older_reader_says_what_it_lacks(monkeypatch, tmp_path):
