@@ -23,15 +23,11 @@ MEDIAN, SPREAD = 200.0, 1.1
 LEAST = 16
 
 
-def lengths(seed: int, most: int, first: float | None = None) -> np.ndarray:
-    """How many tokens the requests of a client have, one after the other.
-
-    ``first``, from 0 to 1, says where between the least and the most its first one is: so that clients together have
-    asked for every length, the longest too, before the first minute is over.
-    """
+def lengths(seed: int, most: int, first: int | None = None) -> np.ndarray:
+    """How many tokens the requests of a client have, one after the other; the first one may be given."""
     drawn = MEDIAN * np.exp(SPREAD * np.random.default_rng(seed).standard_normal(20_000))
     if first is not None:
-        drawn[0] = LEAST * (most / LEAST) ** first + 0.5
+        drawn[0] = first
     return np.clip(drawn.astype(np.int64), LEAST, most)
 
 
@@ -91,8 +87,9 @@ def main() -> None:
             target=client,
             args=(given.port, given.model, drawn, start + given.seconds, found),
         )
+        # the longest are rare: two clients begin with one, so that the service has seen all in the first minute
         for drawn in (
-            lengths(1000 * given.seed + i, given.most, i / max(1, given.clients - 1)) for i in range(given.clients)
+            lengths(1000 * given.seed + i, given.most, given.most >> i if i < 2 else None) for i in range(given.clients)
         )
     ]
     for thread in threads:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from pyclattn.serving import allocator
 from pyclattn.serving.app import create_app
 from pyclattn.serving.logs import log
 from pyclattn.serving.service import Service
@@ -17,7 +18,7 @@ BACKLOG = 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket; taken before models are loaded, so that a port in use is told at once and early clients wait."""
+    """A socket that listens before models are loaded: a port in use is told at once, and early clients wait."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
 
@@ -39,6 +40,7 @@ def known_hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
 
 def run(service: Service, sock: socket.socket, hosts: frozenset[str] | None = None) -> None:
     """Answer until SIGTERM or SIGINT; then take no more, finish what was accepted, and return."""
+    allocator.steady()
     limits = service.limits
     config = uvicorn.Config(
         create_app(service, hosts), log_config=None, access_log=False, http="h11", ws="none", lifespan="on",
