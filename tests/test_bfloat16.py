@@ -145,6 +145,12 @@ def test_nan_and_infinity(call):
     assert np.isfinite(np.delete(call(query, key, value, key_padding_mask=padding)[0, 0], 3, axis=0)).all()
 
 
+def test_a_constant_value_stays_what_it_is(call):
+    """Weights are divided by the sum of the rounded ones."""
+    query, key, value = inputs.tensors(n=60, n_keys=150, dim=20)
+    compare.assert_close(call(query, key, np.full_like(value, 1.5)), np.full_like(query, 1.5), compare.EXACT)
+
+
 def test_empty_and_unseen(call):
     query, key, value = inputs.tensors(n=5, n_keys=3, dim=4)
     assert not call(query, key[:, :, :0], value[:, :, :0]).any()
