@@ -11,6 +11,7 @@ from pyclattn.functional.points import farthest_point_sampling, nearest_neighbor
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchEncoder",
     "Clusters",
     "Model",
     "Plan",
@@ -34,6 +35,7 @@ __all__ = [
 
 # What arrays alone do not need is imported when asked for.
 _LAZY = {
+    "BatchEncoder": "pyclattn.serving.batch_encoder",
     "Model": "pyclattn.model",
     "Plan": "pyclattn.plan",
     "calibrate": "pyclattn.calibration",

@@ -40,6 +40,20 @@ def num_threads() -> int | None:
     return int(text)
 
 
+def omp_num_threads() -> int | None:
+    """OMP_NUM_THREADS, by which engines (Ray, Dask, Spark, loky) tell a worker its share; None where it tells none."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+
+
 def cache_dir() -> Path:
-    """PYCLATTN_CACHE: where fetched files and measurements are kept; default ``~/.cache/pyclattn``."""
-    return Path(_text("CACHE", str(Path.home() / ".cache" / "pyclattn"))).expanduser()
+    """PYCLATTN_CACHE: where fetched files, measurements and compiled kernels are kept; default ``~/.cache/pyclattn``.
+
+    For a user without a home it is a path nothing can be written to or read from. (Not a temporary folder: compiled
+    kernels are code, and anyone could put theirs there.)
+    """
+    given = _text("CACHE", "")
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "pyclattn"
+    except RuntimeError:  # no home, or ~name of nobody
+        return Path(os.devnull) / "pyclattn"

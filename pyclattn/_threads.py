@@ -79,6 +79,23 @@ def resolve(n_threads: int | None) -> int:
     return n_threads
 
 
+def of_worker() -> int:
+    """Threads of a process that an engine started: what the engine gave it, never more than this process may use.
+
+    PYCLATTN_NUM_THREADS; else OMP_NUM_THREADS, which Ray, Dask, Spark and loky set for each worker; else 1 in a child
+    of multiprocessing, since a pool has a process for each CPU; else the CPUs this process may use.
+    """
+    import multiprocessing  # here: it costs more than the rest of this module, and a child has it already
+
+    configured = _config.num_threads()
+    if configured is not None:
+        return configured
+    given = _config.omp_num_threads()
+    if given is None and multiprocessing.parent_process() is not None:
+        given = 1
+    return available_cpus() if given is None else min(given, available_cpus())
+
+
 class _Job:
     """One function called by several threads at once; a thread that comes too late skips it."""
 

@@ -100,6 +100,11 @@ class Rule:
         found = {feeds[name].shape[axis] for name, axis in self.inputs.items() if axis is not None}
         return found.pop() if len(found) == 1 else None
 
+    def cost(self, values: Sequence[Value], feeds: Feeds) -> int:
+        """Tokens that a request adds to a run, padding included: at most a sixteenth, or 7, more for each row."""
+        tokens, length = n_tokens(values, feeds), self.length(feeds) if self.kind == "padded" else None
+        return tokens // length * padded_length(length) if length else tokens
+
     def merge(self, requests: Sequence[Feeds]) -> dict[str, np.ndarray]:
         """The feeds of requests with the same key as those of one run."""
         if self.kind == "padded":

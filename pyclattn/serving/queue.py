@@ -11,7 +11,7 @@ from time import monotonic
 
 import numpy as np
 
-from pyclattn.serving.batching import Rule, n_tokens, padded_length
+from pyclattn.serving.batching import Rule, n_tokens
 from pyclattn.serving.errors import RequestError
 from pyclattn.serving.limits import Limits
 from pyclattn.serving.repository import Version
@@ -33,6 +33,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.tokens = n_tokens(self.version.model.program.inputs, self.feeds)
+        self.cost = self.rule.cost(self.version.model.program.inputs, self.feeds)
         own = None if self.wants_report else self.rule.key(self.feeds)
         self.key: Hashable | None = None if own is None else (id(self.version), own)
 
@@ -100,24 +101,16 @@ class Queue:
 
     def _group(self) -> list[Job]:
         first = self._jobs[0]
-        taken, size = [first], self._cost(first)
+        taken, size = [first], first.cost
         for job in list(self._jobs)[1:]:
-            if first.key is None or job.key != first.key or size + self._cost(job) > self._limits.max_batch_tokens:
+            if first.key is None or job.key != first.key or size + job.cost > self._limits.max_batch_tokens:
                 continue
             taken.append(job)
-            size += self._cost(job)
+            size += job.cost
         gone = set(map(id, taken))
         self._jobs = deque(job for job in self._jobs if id(job) not in gone)
         self.tokens = sum(job.tokens for job in self._jobs)
         return taken
-
-    @staticmethod
-    def _cost(job: Job) -> int:
-        """Tokens of a run that one job makes, padding included: at most a sixteenth, or 7, more for each row."""
-        length = job.rule.length(job.feeds) if job.rule.kind == "padded" else None
-        if not length:
-            return job.tokens
-        return job.tokens // length * padded_length(length)
 
     def _forget_unwanted(self) -> None:
         """Drop jobs whose clients left or wait no more."""

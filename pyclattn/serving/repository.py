@@ -112,7 +112,7 @@ class Repository:
         """Load what has changed since the last look, and has not since the one before; returns the names."""
         loaded = []
         for name, path in self._files().items():
-            known, now = self._versions.get(name), _signature(path)
+            known, now = self._versions.get(name), signature_of(path)
             if now is None or (known is not None and known.signature == now) or self._failed.get(name) == now:
                 self._seen.pop(name, None)
             elif self._seen.get(name) != now:
@@ -152,11 +152,11 @@ class Repository:
     def _load(self, name: str, path: Path) -> Version:
         start = perf_counter()
         for _ in range(ATTEMPTS):
-            signature = _signature(path)
+            signature = signature_of(path)
             if signature is None:
                 raise ModelFormatError(f"{path}: no such file")
             model = self._copied(path) if self._copies and path.suffix == ".safetensors" else self._loader(path)
-            if _signature(path) == signature:
+            if signature_of(path) == signature:
                 break
         else:
             raise ModelFormatError(f"{path}: changes while it is read")
@@ -178,7 +178,7 @@ class Repository:
         return model
 
 
-def _signature(path: Path) -> Signature | None:
+def signature_of(path: Path) -> Signature | None:
     """What changes when a file, or one of a folder's, is written or replaced; None where there is nothing."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
