@@ -155,7 +155,7 @@ def main(given: list[str] | None = None) -> int:
     """Print the table and write bench/results/serving.json; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench serving", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of load (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each engine's turn (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of each engine's turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="of turns (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=["start", "load", "versus"], action="append")

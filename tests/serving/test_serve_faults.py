@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
 from pyclattn.model import Model
+from pyclattn.model import load as load_model
 from pyclattn.serving.errors import ClientGoneError, RequestError
 from pyclattn.serving.limits import Limits
 from pyclattn.serving.queue import Queue
@@ -319,6 +321,47 @@ def test_a_file_replaced_under_load(file, answers):
         (feeds,) = text([30])
         np.testing.assert_allclose(service.infer(feeds)["pooler_output"], answers(feeds)[0], rtol=1e-5, atol=1e-6)
         assert service.stop() == 0
+
+
+def test_metrics_tell_the_error_of_attention(file):
+    """Of one run in so many; the first is one of them."""
+
+    async def play():
+        attention = {"method": "coclustered", "n_exact": 8, "max_error": 1e-6}
+        repository = Repository([save(file, encoder(n_positions=1200))], partial(load_model, attention=attention))
+        repository.open()
+        service = Service(repository, report_every=2)
+        await service.start()
+        counts = []
+        for feeds in text([1100, 1100, 1100]):
+            await service.outcome(service.accept(repository.get("model"), feeds), never)
+            lines = dict(line.rsplit(" ", 1) for line in service.metrics.text().decode().splitlines() if line[0] != "#")
+            counts.append(float(lines['pyclattn_attention_made_exact_total{model="model"}']))
+        await service.stop()
+        assert 0 < float(lines['pyclattn_attention_error{attention="layers.0.attention",model="model"}']) < 2
+        assert counts == [4, 4, 8]  # two heads in two layers, in the first and the third run
+
+    asyncio.run(play())
+
+
+def test_memory_is_limited(file):
+    """A run that would not fit is refused before it starts; smaller ones are answered."""
+
+    async def play():
+        weights = Model(encoder()).weight_bytes
+        repository = Repository([file], partial(load_model, max_memory=weights + 2_500_000))
+        repository.open()
+        service = Service(repository)
+        await service.start()
+        (feeds,) = text([600])
+        large = {name: np.repeat(array, 40, 0) for name, array in feeds.items()}
+        with pytest.raises(RequestError, match="max_memory leaves") as told:
+            await service.outcome(service.accept(repository.get("model"), large), never)
+        assert told.value.status == 413
+        await service.outcome(service.accept(repository.get("model"), feeds), never)
+        await service.stop()
+
+    asyncio.run(play())
 
 
 def test_a_busy_port_and_a_missing_file_end_at_once(file):
