@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -24,7 +25,18 @@ from bench.rows import Row, tokens
 from bench.speed import Settings
 from bench.subjects import call
 from pyclattn import _dispatch, _threads
-from pyclattn.functional import _grouping, _metric, cast, centroid, clustered, coclustered, dense, exact, points
+from pyclattn.functional import (
+    _grouping,
+    _metric,
+    cast,
+    centroid,
+    clustered,
+    coclustered,
+    dense,
+    dense_int8,
+    exact,
+    points,
+)
 
 CALLERS: tuple[ModuleType, ...] = (
     _grouping,
@@ -60,12 +72,20 @@ COCLUSTERED = {
 
 @contextmanager
 def wrapped(around: Callable[..., None]) -> Iterator[None]:
-    """Within the block every launch of a kernel goes through ``around(launch, kernel, n_threads, *arguments)``."""
-    launch = _dispatch.launch
+    """Within the block every launch of a kernel goes through ``around(launch, kernel, n_threads, *arguments)``.
+
+    So does the call of what is bound within it.
+    """
+    launch, bind = _dispatch.launch, _dispatch.bind
+
+    def unwrapped(*given: Any) -> None:
+        bind(*given)()
+
     for module in CALLERS:
-        module.launch = partial(around, launch)
+        module.launch = partial(around, unwrapped)
     try:
-        yield
+        with patch.object(_dispatch, "bind", partial(partial, around, unwrapped)):
+            yield
     finally:
         for module in CALLERS:
             module.launch = launch
@@ -166,8 +186,9 @@ def border(settings: Settings) -> Iterator[Row]:
         for launch in record(partial(call, function, small, x, n_threads, **more)):
             recorded.setdefault(launch.kernel, (small, launch))
     layer = Case(512, n_heads=1)
-    for launch in record(partial(_dense_layer, layer.length), keep=tuple):  # a copy of panels would not be aligned
-        recorded[launch.kernel] = layer, launch
+    for product in (_dense_layer, _int8_layer):
+        for launch in record(partial(product, layer.length), keep=tuple):  # a copy of panels would not be aligned
+            recorded[launch.kernel] = layer, launch
     cloud = Case(8192 // settings.divisor, n_heads=2)
     for launch in record(partial(_centroids, cloud.length)):
         recorded[launch.kernel] = cloud, launch
@@ -187,6 +208,15 @@ def _dense_layer(n_rows: int) -> None:
     rng = np.random.default_rng(0)
     x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((n_rows, 384), (384, 1536)))
     dense.linear(x, dense.pack_weight(weight), np.zeros(1536, np.float32), activation="gelu", n_threads=1)
+
+
+def _int8_layer(n_rows: int) -> None:
+    """The same on an int8 weight, and its sums alone."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((n_rows, 384), (384, 1536)))
+    packed = dense_int8.pack_int8(*dense_int8.quantise_weight(weight))
+    packed.bind(x, np.zeros(1536, np.float32), activation="gelu", n_threads=1)()
+    packed.bind_sums(rng.integers(0, 256, x.shape, np.uint8), n_threads=1)()
 
 
 def _centroids(n_points: int) -> None:
