@@ -1,4 +1,4 @@
-"""The command line: pyclattn info | run | calibrate | quantize | serve.
+"""The command line: pyclattn info | run | calibrate | quantize | warmup | serve.
 
 A subcommand is a function that adds its parser and names what runs; others append theirs to `COMMANDS`.
 """
@@ -229,6 +229,29 @@ def _quantize(arguments: argparse.Namespace) -> None:
     print(found)
 
 
+def _add_warmup(commands) -> None:
+    parser = commands.add_parser("warmup", help="compile and measure now what first calls would wait for")
+    parser.add_argument("files", nargs="*", metavar="MODEL", help="load these and run each once on an example, too")
+    parser.add_argument("--attention", help="as of pyclattn run")
+    parser.add_argument("--n-threads", type=int)
+    parser.set_defaults(run=_warmup)
+
+
+def _warmup(arguments: argparse.Namespace) -> None:
+    from pyclattn.functional.warming import prepare
+    from pyclattn.model import load
+    from pyclattn.serving.warming import warm
+
+    folder = prepare(arguments.n_threads)
+    attention = None if arguments.attention is None else parse_attention(arguments.attention)
+    for file in arguments.files:
+        warm(load(file, attention, n_threads=arguments.n_threads))
+    kernels, rates = (len(list(folder.glob(pattern))) for pattern in ("kernels/*.nbi", "rates-*.json"))
+    print(f"{folder}: {kernels} compiled kernels, rates of {rates} settings")
+    if not kernels:
+        print("pyclattn: without Numba, clustered attention takes the time of NumPy", file=sys.stderr)
+
+
 def check_target(source: str, target: str) -> None:
     """Refuse to write anything but a .safetensors file, or over the file that is being read."""
     if not target.endswith(".safetensors"):
@@ -271,7 +294,14 @@ def chrome_trace(events) -> dict:
     }  # fmt: skip
 
 
-COMMANDS: list[Callable] = [_add_info, _add_run, _add_calibrate, _add_quantize, partial(serving.add, to_bytes=_bytes)]
+COMMANDS: list[Callable] = [
+    _add_info,
+    _add_run,
+    _add_calibrate,
+    _add_quantize,
+    _add_warmup,
+    partial(serving.add, to_bytes=_bytes),
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ BELOW = {
     "_tables": set(),
     "weights": {"errors", "arrays", "_config"},
     "reference": {"errors", "arrays"},
-    "kernels": {"errors", "arrays"},
+    "kernels": {"errors", "arrays", "_config"},
     "_ext": {"errors", "arrays", "_config"},
     "_dispatch": {"errors", "_config", "_threads", "reference", "kernels", "_ext"},
     "functional": {*GROUND, "_dispatch"},

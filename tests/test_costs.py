@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 import pyclattn
 from pyclattn import _dispatch
@@ -183,3 +184,10 @@ def test_auto_counts_the_tokens_that_are_there(monkeypatch):
 def test_auto_says_what_is_wrong():
     with pytest.raises(ArgumentError, match="query must have rank 4"):
         auto_attention(np.zeros((2, 2), np.float32), rows(9), rows(9))
+
+
+def test_rates_are_the_best_that_are_not_negative():
+    rng = np.random.default_rng(7)
+    for n in (2, 5, 8):
+        a, b = rng.random((n + 3, n)), rng.standard_normal(n + 3) + 0.5
+        np.testing.assert_allclose(costs._nonnegative(a, b), nnls(a, b)[0], atol=1e-9)

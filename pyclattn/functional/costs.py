@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 
@@ -233,16 +234,28 @@ def _measured(n_threads: int) -> Rates:
 
 def _fitted(method: str, n_threads: int) -> tuple[float, ...]:
     """Rates that predict the runs best, relative to their times, none below zero."""
-    from scipy.optimize import nnls
-
     counts, seconds = [], []
     for n, n_heads, depth, parameters, taken in _timed(method, n_threads):
         counts.append((1.0, *COUNTS[method](n, n, n_heads, depth, depth, n_threads, **parameters)))
         seconds.append(taken)
     weighted: Float64 = np.array(counts) / np.array(seconds)[:, None]
     size = weighted.max(axis=0)
-    found, _ = nnls(weighted / size, np.ones(len(seconds)))
+    found = _nonnegative(weighted / size, np.ones(len(seconds)))
     return tuple((found / size).tolist())
+
+
+def _nonnegative(a: Float64, b: Float64) -> Float64:
+    """The x >= 0 of least |a x - b|: the best of the solutions on each choice of columns, of which there are few."""
+    n = a.shape[1]
+    best, least = np.zeros(n), float(b @ b)
+    for chosen in product((False, True), repeat=n):
+        columns = np.flatnonzero(chosen)
+        some = np.linalg.lstsq(a[:, columns], b)[0]
+        rest = b - a[:, columns] @ some
+        if (some >= 0).all() and rest @ rest < least:
+            least, best = float(rest @ rest), np.zeros(n)
+            best[columns] = some
+    return best
 
 
 def _timed(method: str, n_threads: int) -> Iterator[tuple[int, int, int, dict, float]]:

@@ -10,19 +10,22 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from pyclattn.kernels._cache import Store
+
 # nogil: threads are ours (`pyclattn._threads`); never parallel=True, whose thread layers abort or deadlock in a host
 # with threads of its own. No fastmath: it would assume away infinities and NaN.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "boundscheck": False, "error_model": "numpy"}
 
 
 def jit(signature: str) -> Callable[[Callable], Callable]:
-    """Compile with the library's options; a cache that cannot be written costs time, never an error."""
+    """Compile with the library's options, or take what was compiled before."""
 
     def compile_(function: Callable) -> Callable:
-        try:
-            return numba.njit(signature, cache=True, **_OPTIONS)(function)
-        except (RuntimeError, OSError):  # no place for the cache, or one that cannot be written
-            return numba.njit(signature, cache=False, **_OPTIONS)(function)
+        kernel = numba.njit(**_OPTIONS)(function)
+        kernel._cache = Store(function)
+        kernel.compile(signature)
+        kernel.disable_compile()
+        return kernel
 
     return compile_
 

@@ -1,0 +1,63 @@
+"""Where compiled kernels are kept: PYCLATTN_CACHE, and nowhere else.
+
+Numba's own places will not do for a service: it refuses a directory that it cannot write, and so would compile again in
+every container whose image was warmed up and whose disk is read-only. Here such a directory is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numba.core import caching
+
+from pyclattn import _config
+
+_ROOM = Path(__file__).parent
+
+
+class _Locator(caching._CacheLocator):
+    """One folder for all kernels; what was compiled from other sources is not taken."""
+
+    def __init__(self, function: Callable):
+        self._line = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Callable, file: str) -> _Locator:
+        return cls(function)
+
+    def get_cache_path(self) -> str:
+        return str(_config.cache_dir() / "kernels")
+
+    def get_source_stamp(self) -> str:
+        """Of all sources of this room: kernels take pieces from each other."""
+        sources = [path.read_bytes() for path in sorted(_ROOM.glob("*.py"))]
+        return hashlib.sha256(b"\0".join(sources)).hexdigest()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _Form(caching.CompileResultCacheImpl):
+    _locator_classes: ClassVar[list] = [_Locator]
+
+
+class Store(caching.FunctionCache):
+    """A kernel's compiled form on disk. Whatever is wrong with the directory or a file in it costs time, no error."""
+
+    _impl_class = _Form
+
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)
+        except Exception:  # what a torn or foreign file raises may be anything
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(*arguments)
