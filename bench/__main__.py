@@ -8,11 +8,13 @@ COMMANDS = {
     "dense": "products with a constant weight, against NumPy, ONNX Runtime and PyTorch",
     "quantised": "int8 weights: speed, size and what they change, against ONNX Runtime's int8",
     "bfloat16": "products of bfloat16 in attention, dense layers and a whole model, against OpenVINO's",
+    "models": "whole models, time and peak memory, against ONNX Runtime and OpenVINO",
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "pareto": "error against time of every method, on what trained models give it; rivals included",
     "calibration": "plans on images they have not seen; auto beside exact attention at every length",
     "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",
     "serving": "a service under load, its start and memory, and ONNX Runtime behind the same server",
+    "scale": "a batch encoder under Ray Data: a killed actor, one and two actors, the curve beyond",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
 }
 

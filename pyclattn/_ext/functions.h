@@ -69,11 +69,21 @@ INL vf scaled_tail(vf x) {
     return p * inverse;
 }
 
-/* The share beyond x >= 0 itself. x^2 is split into what is exact and a rest, as its error would be multiplied by x. */
-INL vf normal_tail(vf x) {
-    x = smaller(spread(14.5f), x);
-    vf front = leading(x);
-    return exp_sum(-0.5f * front * front, -0.5f * (x - front) * (x + front)) * scaled_tail(x);
+/* The share beyond x >= 0 itself. x^2 is split into what is exact and a rest, as its error would be multiplied by x.
+ * The exponential is that of exp_sum where nothing overflows: beyond 13.1 the share is less than 1e-38, and 0 here. */
+INL vf normal_tail(vf given) {
+    vf x = smaller(spread(13.1f), given), front = leading(x);
+    vf exponent = -0.5f * front * front, more = -0.5f * (x - front) * (x + front);
+    vf t = exponent * LOG2E + 12582912.f, n = t - 12582912.f;
+    vf r = (exponent - n * 0.693145752f) - (n * 1.42860677e-06f - more);
+    vf p = spread(0.0013814558f);
+    p = p * r + 0.00836873613f;
+    p = p * r + 0.041668389f;
+    p = p * r + 0.166665211f;
+    p = p * r + 0.49999994f;
+    p = p * (r * r) + r + 1.f;
+    vf share = (vf)((vu)p + ((vu)t << 23)) * scaled_tail(x);
+    return blend(given > spread(13.1f), (vf){0}, share);
 }
 
 INL vf erf_of(vf x) {
