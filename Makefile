@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SECONDS ?= 60
 SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h pyclattn/_ext/lanes_*.c)
 
-.PHONY: demo test lint fuzz bench parity readme clean
+.PHONY: demo test lint fuzz bench parity ray readme clean
 
 $(VENV)/built: setup.py pyproject.toml $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ demo: $(VENV)/built
 	$(BIN)/python -m bench.tasks.saliency
 
 test: $(VENV)/built
-	$(BIN)/python -m pytest -m "not torch"
+	$(BIN)/python -m pytest -m "not torch and not ray"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
@@ -42,6 +42,12 @@ parity: $(VENV)/built
 	$(BIN)/python -m pytest -m torch
 	$(BIN)/python -m bench.parity
 	$(BIN)/python -m bench.weights
+
+# The batch encoder under Ray Data: tests, then 10,000 documents with an actor killed.
+ray: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable ".[ray]"
+	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m bench scale
 
 clean:
 	rm -rf $(VENV) build *.egg-info pyclattn/_ext/*.so

@@ -122,6 +122,13 @@ def test_lists_in_columns_and_other_integers(path):
     same(BatchEncoder(path)({**batch, "input_ids": lists}), wanted)
 
 
+def test_a_column_of_rows_is_of_one_type_in_all_batches(path):
+    """Rows that happen to be equally long are still an array of arrays."""
+    found = BatchEncoder(path)(ragged([5, 5]))[HIDDEN]
+    assert found.dtype == object
+    assert [row.shape for row in found] == [(5, 16)] * 2
+
+
 def test_some_outputs(path):
     found = BatchEncoder(path, outputs=[POOLED])(ragged())
     same(found, {name: column for name, column in BatchEncoder(path)(ragged()).items() if name != HIDDEN})
