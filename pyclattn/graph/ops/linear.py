@@ -124,7 +124,7 @@ def _by_tile(x: Spec, weight: Spec, bias: Spec | None, activation: str, has_resi
 
     def bind(ins, outs, scratch):
         a, out = ins[0].reshape(m, k), outs[0]
-        if out.ndim != 4:  # heads, which the tile deals out
+        if out.shape[-1] == n:  # else heads, which the tile deals out
             out = out.reshape(m, n)
         shift = None if bias is None else ins[2]
         residual = ins[3].reshape(m, n) if has_residual else None
