@@ -90,7 +90,7 @@ def method_for(query: Given, key: Given, value: Given, **options: Given) -> str:
 
 def _is_short(given: Given) -> bool:
     """Whether no sequence can be long enough to cluster: told at once, since such calls take microseconds."""
-    shape = getattr(given, "shape", ())
+    shape: tuple[int, ...] = getattr(given, "shape", ())
     return len(shape) > 2 and shape[-2] < SHORTEST
 
 
