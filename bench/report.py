@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.rows import Row, heading, number, tally
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+MEASURED = README.parent / "docs" / "measured.md"
 OPEN, CLOSE = "<!-- bench:attention -->", "<!-- /bench:attention -->"
 PEERS = ("ONNX Runtime", "OpenVINO", "PyTorch")
 
@@ -128,8 +129,8 @@ def markdown(rows: list[Row], machine: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_readme(rows: list[Row], machine: dict, path: Path = README) -> None:
-    """Rewrite the block of README.md between its two comments.
+def write_readme(rows: list[Row], machine: dict, path: Path = README, measured: Path = MEASURED) -> None:
+    """Rewrite the block of README.md between its two comments, and the page with all figures.
 
     Raises
     ------
@@ -140,5 +141,8 @@ def write_readme(rows: list[Row], machine: dict, path: Path = README) -> None:
     if text.count(OPEN) != 1 or text.count(CLOSE) != 1 or text.index(OPEN) > text.index(CLOSE):
         raise ValueError(f"{path.name} must hold {OPEN} and then {CLOSE}, once each")
     before, after = text[: text.index(OPEN) + len(OPEN)], text[text.index(CLOSE) :]
-    blocks = [preface(machine), speed_table(rows), bars_table(rows)]
-    path.write_text(before + "\n" + "\n\n".join(blocks) + "\n" + after)
+    page = f"[Every figure]({measured.parent.name}/{measured.name}): {tally(rows)}."
+    path.write_text(before + "\n" + "\n\n".join([preface(machine), speed_table(rows), page]) + "\n" + after)
+    measured.write_text(
+        f"# Attention, measured\n\n`python -m bench attention` wrote this page. {markdown(rows, machine)}"
+    )
