@@ -18,7 +18,7 @@ from pyclattn_export.torch_layers import CentroidAttention
 
 DIM, N_HEADS, HIDDEN = 32, 2, 64
 N_CENTROIDS = tokens.LENGTH // 16
-BATCH, N_STEPS, N_TEST = 16, 250, 500
+BATCH, N_STEPS, N_TEST = 16, 150, 500
 TEST_SEED = 2
 WINDOW = 9  # letters one token sees
 
