@@ -186,7 +186,9 @@ async def _answer(service: Service, request: Request, seen: dict[str, Any]) -> R
         seen.update(_timing(job, outcome))
         outputs = {name: outcome.outputs[name] for name in names}
         size = sum(array.nbytes for array in outputs.values())
-        parameters = run_parameters(version, asked.inputs, outcome) if wants_report else None
+        parameters = None
+        if wants_report:  # the memory of a run may have to be planned
+            parameters = await asyncio.to_thread(run_parameters, version, asked.inputs, outcome)
         content, length = await _beside(
             size, protocol.encode, asked, version.name, str(version.number), outputs, parameters
         )
