@@ -1,16 +1,30 @@
-"""Documents: passages of English of several lengths, as token numbers."""
+"""The model, and the documents: passages of English of several lengths, as token numbers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
 from bench.tasks.exported import MINILM
 from bench.tasks.fetch import fetch
 from bench.tasks.words import prose, vocabulary, word_pieces
+from pyclattn import _config
 
 # Lengths are spread like a bell on a logarithmic axis: median 32 tokens, two in three between 15 and 68.
 MEDIAN, SPREAD = 32.0, 0.75
 LEAST, MOST = 6, 512
+
+
+def model() -> Path:
+    """all-MiniLM-L6-v2 as a Hugging Face folder, put together from the files that were fetched."""
+    folder = _config.cache_dir() / "files" / "minilm"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in fetch(*MINILM):
+        link = folder / file.name
+        if not link.exists():
+            link.symlink_to(file)
+    return folder
 
 
 def corpus(n: int, seed: int = 0) -> dict[str, np.ndarray]:

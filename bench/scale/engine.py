@@ -15,6 +15,7 @@ import numpy as np
 
 from pyclattn import BatchEncoder
 
+OUTPUTS = {"outputs": ["pooler_output"]}  # a vector of each document
 BATCH = 250  # documents of a batch and of a block: some seconds of work, so that a lost one costs little
 
 
@@ -51,7 +52,7 @@ class Task:
 
 def in_process(path: Path, columns: dict[str, np.ndarray], n_threads: int) -> tuple[dict[str, np.ndarray], float]:
     """The outputs of one process, and the seconds, the model loaded before."""
-    encoder = BatchEncoder(path, n_threads=n_threads)
+    encoder = BatchEncoder(path, n_threads=n_threads, **OUTPUTS)
     encoder({name: column[:1] for name, column in columns.items()})
     start = time.perf_counter()
     found = encoder(columns)
@@ -85,12 +86,18 @@ def dataset(data, columns: dict[str, np.ndarray]):
     return data.from_arrow(tables)
 
 
+def applied(data, columns: dict[str, np.ndarray], encoder: type, path: Path, n_actors: int, n_cpus: int = 1):
+    """The documents' outputs, to be computed by actors as they are asked for."""
+    return dataset(data, columns).map_batches(
+        encoder, fn_constructor_args=(path,), fn_constructor_kwargs=OUTPUTS, batch_size=BATCH,
+        concurrency=n_actors, num_cpus=n_cpus,
+    )  # fmt: skip
+
+
 def tasks(data, path: Path, columns: dict[str, np.ndarray], n_actors: int, n_cpus: int = 1) -> tuple[list[Task], float]:
     """What each batch took, and when the run was asked for."""
     asked = time.time()
-    mapped = dataset(data, columns).map_batches(
-        Timed, fn_constructor_args=(path,), batch_size=BATCH, concurrency=n_actors, num_cpus=n_cpus
-    )
+    mapped = applied(data, columns, Timed, path, n_actors, n_cpus)
     found = []
     for rows in mapped.iter_batches(batch_size=None):
         for start in np.unique(rows["start"]):
@@ -110,9 +117,7 @@ def engine_seconds(data, columns: dict[str, np.ndarray], n_actors: int) -> float
 def with_a_kill(data, path: Path, columns: dict[str, np.ndarray], n_actors: int) -> tuple[dict, float, list[int]]:
     """The outputs in the order of the documents, with an actor killed when a third was there; seconds; its pid."""
     start, killed, parts, n_found = time.perf_counter(), [], [], 0
-    mapped = dataset(data, columns).map_batches(
-        BatchEncoder, fn_constructor_args=(path,), batch_size=BATCH, concurrency=n_actors, num_cpus=1
-    )
+    mapped = applied(data, columns, BatchEncoder, path, n_actors)
     for rows in mapped.iter_batches(batch_size=None):
         parts.append(rows)
         n_found += len(rows["doc"])
