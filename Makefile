@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SECONDS ?= 60
-SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h pyclattn/_ext/lanes_*.c)
+SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h) \
+	$(wildcard pyclattn/_ext/lanes_*.c pyclattn/_ext/int8_*.c pyclattn/_ext/rows_*.c)
 
 .PHONY: demo test lint fuzz bench parity ray readme clean
 
@@ -28,6 +29,15 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	PATH="$(BIN):$$PATH" $(BIN)/cython-lint pyclattn/_ext
 	$(BIN)/mypy
+
+# The site, in out/site; a warning is an error.
+docs: $(VENV)/built
+	$(BIN)/python -m pip install --quiet ".[docs]"
+	$(BIN)/python -m mkdocs build --strict --quiet --site-dir out/site
+
+# dist/: sdist and wheel; the wheel is tested installed, and as a guest in a bare container.
+wheel:
+	$(PYTHON) packaging/wheel.py
 
 # Hostile files against the three readers; `python tests/fuzz --help` has more.
 fuzz: $(VENV)/built

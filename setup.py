@@ -11,7 +11,7 @@ INT8 = [str(EXT / f"int8_{isa}.c") for isa in ("baseline", "avx2", "avxvnni", "a
 ROWS = [str(EXT / f"rows_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
 HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
 # gnu11: -std=c11 would turn off the fusing of multiply and add that the tiles live on.
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 MODULES = {
     "isa": LANES,
     "attention": [],
@@ -51,5 +51,6 @@ setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES),
     package_dir={"pyclattn": "pyclattn", "pyclattn_export": "export"},
     packages=packages,
-    package_data={"pyclattn": ["_ext/*.h", "serving/*.html", "py.typed"]},
+    include_package_data=False,  # sources of extensions stay in the sdist
+    package_data={"pyclattn": ["serving/*.html", "py.typed"]},
 )

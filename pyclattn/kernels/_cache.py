@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from numba.core import caching
 
@@ -42,7 +42,7 @@ class _Locator(caching._CacheLocator):
 
 
 class _Form(caching.CompileResultCacheImpl):
-    _locator_classes: ClassVar[list] = [_Locator]
+    _locator_classes = [_Locator]  # type: ignore[list-item]  # noqa: RUF012
 
 
 class Store(caching.FunctionCache):
