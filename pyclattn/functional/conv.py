@@ -22,13 +22,16 @@ from pyclattn.functional._product import SMALL
 POSITIONS = 480
 # A panel of more terms would not stay in L2 (1 MB): 4,096 x 48 float32 are 0.8 MB.
 MOST_TERMS = 4096
-# What a thread holds: a panel, and the sums of one call of the tile.
-PANEL_BYTES = (MOST_TERMS + 64) * 48 * 4
 
 
 def is_fast() -> bool:
     """Whether convolutions run compiled; the reference is slower than BLAS."""
     return _dispatch.room_of("conv.convolve") != "reference"
+
+
+def panel_bytes(n_terms: int) -> int:
+    """What a thread holds: a panel, and the sums of one call of the tile."""
+    return (n_terms + 64) * 48 * 4
 
 
 def bound_convolution(

@@ -76,6 +76,6 @@ def tiled(
 
         return run
 
-    return Kernel(
-        [out], bind, scratch=-(-weight.nbytes // 64) * 64, transient=weight.nbytes + threads * conv.PANEL_BYTES
-    )
+    depth = weight.shape[0] // groups if is_transposed else weight.shape[1]
+    panel = conv.panel_bytes(depth * max(len(phase.elements) for phase in phases))
+    return Kernel([out], bind, scratch=-(-weight.nbytes // 64) * 64, transient=weight.nbytes + threads * panel)
