@@ -263,7 +263,7 @@ def changed(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d, m: m.update(format_version="2"), "format_version 2"),
+        (lambda d, m: m.update(format_version="3"), "format_version 3"),
         (lambda d, m: m.update(format_version="x"), "weights only"),
         (lambda d, m: "{", "malformed"),
         (lambda d, m: "[" * 100_000, "nested"),
