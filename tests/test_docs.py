@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 import pyclattn
+from pyclattn.graph.serial import save_program
+from tests.graph.test_model import attention_model
 
 ROOT = Path(__file__).parent.parent
 
 
 def modules_with_examples():
     """Dotted names of all modules that show a session."""
-    package = ROOT / "pyclattn"
+    package = Path(pyclattn.__file__).parent  # installed, perhaps
     shown = [path for path in sorted(package.rglob("*.py")) if ">>>" in path.read_text()]
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shown]
+    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in shown]
     return [name.removesuffix(".__init__") for name in names]
 
 
@@ -73,9 +75,12 @@ PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other, as a reader would paste them, in an empty folder.
 
-    A block with `>>>` is a session whose answers must be those shown.
+    A block with `>>>` is a session whose answers must be those shown. There is a model with two attentions in the
+    folder, for pages that load one.
     """
     monkeypatch.chdir(tmp_path)
+    if page.name in ("start.md", "choosing.md", "embedding.md"):
+        save_program(tmp_path / "model.safetensors", attention_model())
     names = {"__name__": "page"}
     for line, block in python_blocks(page):
         if block.lstrip().startswith(">>>"):
@@ -91,3 +96,19 @@ def test_fragments_are_python(page):
     """What needs a file or a network of the reader's is fenced ```py: it is not run, and still has to be Python."""
     for line, block in python_blocks(page, "py"):
         compile("\n" * (line - 1) + block, str(page), "exec")
+
+
+def test_every_page_is_in_the_navigation():
+    """Each once; and nothing else is, but what exists."""
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r"^ +- (\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == sorted(
+        path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("**/*.md")
+    )
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "reference.md").read_text()
+    listed = re.findall(r"members: \[(.*)\]", page) + re.findall(r"^ {8}- (\w+)$", page, re.MULTILINE)
+    names = [name for text in listed for name in text.split(", ")]
+    assert sorted(names) == sorted(pyclattn.__all__)
