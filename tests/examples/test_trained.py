@@ -16,13 +16,14 @@ FOUND = {
     for path in sorted(TRAINED.glob("*.json"))
     for network in json.loads(path.read_text())
 }
+IDS = [f"{example}-{name}" for example, name in FOUND]
 # The first sequences of the test set, few where a network is slow; the scripts compare the whole set.
 MOST = {"exact": 20}
 DEFAULT_MOST = 80
 # Each script's N_TEST and TEST_SEED: the sequences it was scored on.
 N_TEST, TEST_SEED, N_POINTS = 500, 2, 1024
 
-# Tokens of an empty background are alike to the last digits: which of them a cluster takes, rounding decides.
+# Two tokens as near to a cluster to the last digit: in a few of 360 images rounding decides which one it takes.
 NEAR_TIES = {("pixels", "topk-softmax"), ("pixels", "sa_topk-softmax"), ("pixels", "sa_topk-laplace")}
 
 
@@ -50,7 +51,7 @@ def test_all_examples_are_there():
     assert len(FOUND) >= 12
 
 
-@pytest.mark.parametrize(("example", "name"), FOUND, ids="-".join)
+@pytest.mark.parametrize(("example", "name"), FOUND, ids=IDS)
 def test_a_trained_network_is_right_as_often_as_in_torch(example, name):
     found = FOUND[example, name]
     inputs, labels = test_set(example)
@@ -64,10 +65,9 @@ def test_a_trained_network_is_right_as_often_as_in_torch(example, name):
     assert (is_right != expected).mean() <= 0.02
 
 
-@pytest.mark.parametrize(("example", "name"), FOUND, ids="-".join)
+@pytest.mark.parametrize(("example", "name"), FOUND, ids=IDS)
 def test_export_changed_nothing(example, name):
     found = FOUND[example, name]
-    if (example, name) not in NEAR_TIES:
-        assert found["largest_difference"] <= 1e-4
+    assert found["within"] >= (0.99 if (example, name) in NEAR_TIES else 1)
     assert found["same_predictions"] == 1
     assert (TRAINED / f"{example}-{name}.safetensors").stat().st_size <= 2_000_000
