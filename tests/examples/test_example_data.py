@@ -1,5 +1,6 @@
 """Data of the examples: the labels are right, the shapes are what they are called, a seed gives the same again."""
 
+import doctest
 import itertools
 import statistics
 
@@ -190,3 +191,10 @@ def test_the_label_is_the_word_planted_most():
 def test_a_seed_gives_the_same_again(make):
     np.testing.assert_array_equal(make(11), make(11))
     assert (make(11) != make(12)).any()
+
+
+@pytest.mark.parametrize("module", [listops, pixels, point_clouds, tokens], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert found.failed == 0
