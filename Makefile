@@ -47,6 +47,10 @@ bench: $(VENV)/built
 	$(BIN)/python -m pip install --quiet ".[bench]"
 	$(BIN)/python -m bench attention --json bench/results/attention.json --readme
 
+# Everything measured so far as one page: docs/report.md and out/report/index.html.
+report: $(VENV)/built
+	$(BIN)/python -m bench report
+
 parity: $(VENV)/built
 	$(BIN)/python -m pip install --quiet "torch==2.13.0" "transformers>=5" onnxscript
 	$(BIN)/python -m pytest -m torch

@@ -15,6 +15,7 @@ COMMANDS = {
     "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",
     "serving": "a service under load, its start and memory, and ONNX Runtime behind the same server",
     "scale": "a batch encoder under Ray Data: a killed actor, one and two actors, the curve beyond",
+    "report": "all results as one page, Markdown and HTML; measures nothing",
     "demo": "the kernels at 1k to 32k tokens, as a quick table",
 }
 

@@ -7,20 +7,24 @@ where a library allows that.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
+from bench import machine
 from bench.measure import fma_peak, interleave
 from bench.rows import Row, heading, tally
 from pyclattn import _threads
 from pyclattn._ext import isa
 from pyclattn.functional.dense import pack_weight
 
+RESULTS = Path(__file__).parent / "results" / "dense.json"
 # The bar is on 512 rows and more; few rows are what a short input is made of.
 ROWS, BAR_FROM = (16, 128, 512, 1024, 4096), 512
 DEPTHS, WIDTHS = (384, 768, 1536, 3072), (384, 1536)
@@ -108,7 +112,7 @@ def summaries(found: list[Row]) -> Iterator[Row]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Print the table; 1 if the bar is missed."""
+    """Print the table, keep that of all rows in bench/results; 1 if the bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench dense", description=__doc__)
     parser.add_argument("--threads", type=int, default=_threads.available_cpus())
     parser.add_argument("--rounds", type=int, default=5)
@@ -122,6 +126,9 @@ def main(given: list[str] | None = None) -> int:
         print(found[-1].line(), flush=True)
     means = list(summaries(found))
     print("\n".join(row.line() for row in means))
+    if tuple(options.rows) == tuple(ROWS):
+        content = {"machine": machine.describe(options.threads), "rows": [row.as_dict() for row in means + found]}
+        RESULTS.write_text(json.dumps({"peak": peak, **content}, indent=1) + "\n")
     print(f"\n{tally(means)}; {options.threads} threads, multiply-add peak {peak / 1e9:.0f} GFLOP/s")
     return int(any(row.verdict == "MISS" for row in means))
 

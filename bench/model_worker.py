@@ -1,103 +1,114 @@
-"""One engine with one model in a process of its own: ``python -m bench.model_worker ENGINE CASE THREADS OUTPUT``.
+"""One engine with one model in a process of its own: ``python -m bench.model_worker ENGINE FILE MODEL THREADS OUTPUT``.
 
 It loads, says so, and runs once for every line it reads; the answer to each is one line of JSON with the seconds, the
 process's peak memory so far and, of pyclattn, the seconds its products took. The first output goes to OUTPUT (.npy).
+The line "about" asks what else there is to tell: multiplications and additions, estimated errors of attentions.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench import model_files
 from bench.tasks.workers import peak_memory
 
 PRODUCTS = ("pyclattn:Linear", "MatMul", "Gemm", "Conv", "ConvTranspose")
 Run = Callable[[], tuple[np.ndarray, dict[str, float]]]  # the first output, and what else was measured
+About = Callable[[], dict[str, Any]]
+# Of what is free: a peer that asks for more must fail, and not the machine.
+MEMORY_SHARE = 0.85
 
 
-def feeds_of(case: str) -> dict[str, np.ndarray]:
-    """The inputs of "saliency SIZE" or "minilm BATCH LENGTH"."""
-    what, *sizes = case.split()
-    shape = tuple(map(int, sizes))
-    if what == "saliency":
-        from bench.tasks.saliency import normalised
-
-        return {"input_image": normalised(shape[0], shape[0])}
-    ids = np.random.default_rng(0).integers(1000, 20000, shape)
-    return {"input_ids": ids, "attention_mask": np.ones(shape, np.int64)}
-
-
-def source(case: str) -> bytes:
-    """The model as ONNX."""
-    if case.startswith("saliency"):
-        from bench.tasks.fetch import SALIENCY, fetch
-        from bench.tasks.saliency import DYNAMIC
-        from pyclattn_export.verify import opened
-
-        fetch(SALIENCY)
-        return opened(SALIENCY.path, DYNAMIC)
-    from bench.tasks.exported import minilm
-
-    return minilm("script")[0].read_bytes()
-
-
-def converted(case: str) -> Path:
-    """The model in pyclattn's format, converted once, in a process of its own so that its memory does not count."""
-    from bench.tasks import exported, saliency
-
-    if case.startswith("saliency"):
-        return saliency.converted()
-    origin = exported.minilm("script")[0]
-    target = origin.with_name("minilm.pyclattn.safetensors")
-    if not target.exists():
-        subprocess.run([Path(sys.executable).with_name("pyclattn-export"), "onnx", origin, "-o", target], check=True)
-    return target
-
-
-def pyclattn_run(case: str, attention: Any, n_threads: int) -> Run:
+def pyclattn_run(attention: str, precision: str, path: str, model: str, n_threads: int) -> tuple[Run, About]:
     """A model in its own file, as a service would load it."""
-    import pyclattn
+    from bench.tasks.saliency import ATTENTION
+    from pyclattn import load
 
-    path, feeds = converted(case), feeds_of(case)
-    model = pyclattn.load(path, attention=attention, n_threads=n_threads)
+    uniform = {"pyclattn": "exact", "coclustered": ATTENTION["coclustered"]}
+    how = uniform[attention] if attention in uniform else str(model_files.plan_file())
+    numbers = "bfloat16" if precision == "bf16" else "float32"
+    loaded = load(path, attention=how, precision=numbers, n_threads=n_threads)
+    feeds = model_files.inputs(model)
 
     def run() -> tuple[np.ndarray, dict[str, float]]:
-        results, events = model.profile(feeds)
+        results, events = loaded.profile(feeds)
         spent = sum(stop - start for op, start, stop in events if op.kind in PRODUCTS)
         return next(iter(results.values())), {"products": spent / 1e9}
 
-    return run
+    def about() -> dict[str, Any]:
+        if attention == "pyclattn":
+            return {"flops": flops(loaded, feeds)}
+        return layer_errors(loaded.run(None, feeds, report=True)[1])
+
+    return run, about
 
 
-def onnxruntime_run(case: str, n_threads: int) -> Run:
-    """ONNX Runtime on the model it was exported to."""
+def flops(model: Any, feeds: dict[str, np.ndarray]) -> int:
+    """Multiplications and additions of exact attention and of products with weights."""
+    shapes = {name: array.shape for name, array in feeds.items()}
+    total = sum(4 * a["heads"] * a["queries"] * a["keys"] * a["head_dim"] for a in model.describe_attentions(**shapes))
+    known = model._executor.plan(model._specs(shapes)).specs
+    for op in model.program.ops:
+        weights = [model.program.constants[n] for n in op.inputs if n in model.program.constants]
+        weight = next((w for w in weights if w.ndim > 1), None)
+        if op.kind not in PRODUCTS or weight is None:
+            continue
+        if op.kind == "ConvTranspose":
+            total += 2 * _size(known, op.inputs[0]) * int(np.prod(weight.shape[1:]))
+        elif op.kind == "Conv":
+            total += 2 * _size(known, op.outputs[0]) * int(np.prod(weight.shape[1:]))
+        else:  # one of the two may be folded into a neighbour
+            rows = known.get(op.inputs[0]) or known[op.outputs[0]]
+            total += 2 * int(np.prod(rows.shape[:-1])) * weight.size
+    return total
+
+
+def _size(known: dict[str, Any], name: str) -> int:
+    return int(np.prod(known[name].shape))
+
+
+def layer_errors(report: Any) -> dict[str, Any]:
+    """Mean and worst over layers; a layer's error is the root of the mean square of its heads'."""
+    heads = defaultdict(list)
+    for own in report.attentions:
+        heads[own.name].extend([0.0] if own.errors is None else own.errors.ravel().tolist())
+    errors = [float(np.sqrt(np.mean(np.square(found)))) for found in heads.values()]
+    return {"layer_error": float(np.mean(errors)), "worst_layer": max(errors)}
+
+
+def onnxruntime_run(path: str, model: str, n_threads: int) -> Run:
+    """ONNX Runtime in the precision of the file."""
     import onnxruntime
 
-    given, feeds = source(case), feeds_of(case)
+    limit_memory()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = n_threads, 3
+    options.intra_op_num_threads, options.log_severity_level = n_threads, 4
     options.enable_mem_pattern = False  # with it a second run takes twice the memory, and is no faster
-    session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-    del given
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feeds = model_files.inputs(model)
     return lambda: (session.run(None, feeds)[0], {})
 
 
-def openvino_run(case: str, n_threads: int) -> Run:
-    """OpenVINO in float32."""
+def openvino_run(precision: str, path: str, model: str, n_threads: int) -> Run:
+    """OpenVINO in float32 or bfloat16, made for the input's shape."""
     import openvino
 
-    given, feeds = source(case), feeds_of(case)
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": n_threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(given), "CPU", settings)
-    del given
+    from bench.peers import openvino_settings
+
+    feeds, core = model_files.inputs(model), openvino.Core()
+    read = core.read_model(path)
+    read.reshape({name: list(array.shape) for name, array in feeds.items()})
+    compiled = core.compile_model(read, "CPU", openvino_settings(n_threads, precision or "f32"))
+    del read
     request = compiled.create_infer_request()
 
     def run() -> tuple[np.ndarray, dict[str, float]]:
@@ -107,22 +118,48 @@ def openvino_run(case: str, n_threads: int) -> Run:
     return run
 
 
-def engine(name: str, case: str, n_threads: int) -> Run:
-    """A runner by its name."""
-    if name in ("onnxruntime", "openvino"):
-        return {"onnxruntime": onnxruntime_run, "openvino": openvino_run}[name](case, n_threads)
-    from bench.tasks.saliency import ATTENTION
+def limit_memory() -> None:
+    """Let this process fail rather than the machine, where it asks for more than there is."""
+    status = Path("/proc/meminfo")
+    if not status.exists():
+        return
+    import resource
 
-    return pyclattn_run(case, ATTENTION[{"pyclattn": "exact"}.get(name, name)], n_threads)
+    free = next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "MemAvailable" in line)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY_SHARE * free),) * 2)
 
 
-def main(name: str, case: str, n_threads: str, output: str) -> None:
+def engine(name: str, path: str, model: str, n_threads: int) -> tuple[Run, About]:
+    """A runner by its name, and what is known about it."""
+    kind, _, precision = name.partition("-")
+    if kind == "onnxruntime":
+        return onnxruntime_run(path, model, n_threads), dict
+    if kind == "openvino":
+        return openvino_run(precision, path, model, n_threads), dict
+    return pyclattn_run(kind, precision, path, model, n_threads)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """What went wrong; where memory was refused, the peak it would have had at least."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    refused = re.search(r"requested buffer of size (\d+)", str(error))
+    return {"failed": text[-200:], **({"bytes": peak_memory() + int(refused[1])} if refused else {})}
+
+
+def main(name: str, path: str, model: str, n_threads: str, output: str) -> None:
     """Answer until the input ends."""
-    run = engine(name, case, int(n_threads))
+    run, about = engine(name, path, model, int(n_threads))
     print(json.dumps({"ready": True}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.strip() == "about":
+            print(json.dumps(about()), flush=True)
+            continue
         start = time.perf_counter()
-        result, more = run()
+        try:
+            result, more = run()
+        except (RuntimeError, MemoryError) as error:
+            print(json.dumps(failure(error)), flush=True)
+            continue
         seconds = time.perf_counter() - start
         if not Path(output).exists():
             np.save(output, result)

@@ -1,4 +1,4 @@
-"""``python -m bench models``: whole models in float32, time and peak memory, against ONNX Runtime and OpenVINO.
+"""``python -m bench models``: whole models, time, peak memory and agreement, against ONNX Runtime and OpenVINO.
 
 Each engine holds its model in a process of its own; the processes are asked in turn, so every round is fair, and each
 tells its peak memory. A case that is finished is kept in bench/results/models.json and not measured again without
@@ -9,60 +9,40 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.measure import REST
+from bench import machine, model_files
+from bench.measure import REST, fma_peak
+from bench.model_cases import CASES, Case, Found, rows
 from bench.rows import Row, heading, tally
 from pyclattn import _threads
+from pyclattn._ext import isa
 
 RESULTS = Path(__file__).parent / "results" / "models.json"
 ROOT = Path(__file__).resolve().parents[1]
 # Rounds after a first run that does not count; a run longer than LONG is warm by itself, and counts from the first.
-ROUNDS, LONG, LONG_ROUNDS = 5, 8.0, 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and input, the engines it runs in (ours first), and how many times faster than each we must be."""
-
-    name: str
-    engines: tuple[str, ...]
-    bars: dict[str, float] = field(default_factory=dict)
-    is_memory_barred: bool = False  # at most OpenVINO's
-    products_bar: float | None = None  # time at most so many times that of the products within
-
-
-SALIENCY_BARS = {"openvino": 1.1, "onnxruntime": 1.8}
-PEERS = ("openvino", "onnxruntime")
-CASES = (
-    Case("minilm 32 128", ("pyclattn", *PEERS), {"onnxruntime": 1.0}),
-    Case("minilm 1 512", ("pyclattn", *PEERS), {"onnxruntime": 1.0}),
-    Case("saliency 1022", ("pyclattn", *PEERS), SALIENCY_BARS, True),
-    Case("saliency 1526", ("pyclattn", *PEERS), SALIENCY_BARS, True),
-    Case("saliency 2044", ("pyclattn", "openvino"), SALIENCY_BARS, True),  # ONNX Runtime cannot allocate it
-    Case("saliency 2044 coclustered", ("coclustered",), products_bar=1.5),
-)
+# A round of all engines that takes more than A_LONG_ROUND seconds is not repeated more often than LONG_ROUNDS asks.
+ROUNDS, LONG, LONG_ROUNDS, A_LONG_ROUND = 5, 4.0, 2, 30.0
 
 
 class Worker:
     """A process that holds one engine."""
 
-    def __init__(self, engine: str, case: str, n_threads: int, folder: Path) -> None:
+    def __init__(self, engine: str, path: Path, case: str, n_threads: int, folder: Path) -> None:
         self.engine, self.output = engine, folder / f"{engine}.npy"
-        command = [sys.executable, "-m", "bench.model_worker", engine, case, str(n_threads), str(self.output)]
+        command = [sys.executable, "-m", "bench.model_worker", engine, str(path), case, str(n_threads)]
         self._errors = open(folder / f"{engine}.txt", "w+")  # noqa: SIM115  (closed in stop)
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        self._process = subprocess.Popen(
+            [*command, str(self.output)], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
+        )
         self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -73,9 +53,9 @@ class Worker:
         lines = self._errors.read().strip().splitlines()
         raise RuntimeError(f"{self.engine} ended: {lines[-1] if lines else self._process.wait()}")
 
-    def run(self) -> dict[str, Any]:
-        """One run of the model."""
-        self._process.stdin.write("\n")  # type: ignore[union-attr]
+    def ask(self, line: str = "") -> dict[str, Any]:
+        """One run of the model, or an answer to "about"."""
+        self._process.stdin.write(line + "\n")  # type: ignore[union-attr]
         self._process.stdin.flush()  # type: ignore[union-attr]
         return self._answer()
 
@@ -85,78 +65,72 @@ class Worker:
         self._errors.close()
 
 
-def measure(case: str, engines: Sequence[str], n_threads: int, rounds: int = ROUNDS) -> dict[str, dict[str, Any]]:
-    """Time and memory of engines on one case, asked in turn.
+def measure(case: Case, n_threads: int, rounds: int = ROUNDS) -> Found:
+    """Time and memory of the engines of a case, asked in turn.
 
     Returns
     -------
     dict
-        For each engine ``seconds`` (a list, one a round), ``bytes``, ``difference`` (of its output from the first
-        engine's, relative to the largest number) and ``products`` (pyclattn's seconds in products); or ``failed``.
+        For each engine ``seconds`` (a list, one a round), ``bytes``, ``correlation`` and ``difference`` (of its output
+        from the first engine's, relative to the largest number), ``products`` (pyclattn's seconds in products), and
+        what it tells about itself; or ``failed``.
     """
-    name = " ".join(word for word in case.split() if word not in engines)
-    found: dict[str, dict[str, Any]] = {engine: {"seconds": [], "products": []} for engine in engines}
+    found: Found = {engine: {"seconds": [], "products": []} for engine in case.engines}
     with tempfile.TemporaryDirectory() as folder:
-        workers = []
-        for engine in engines:
-            try:
-                workers.append(Worker(engine, name, n_threads, Path(folder)))
-            except RuntimeError as error:
-                found[engine] = {"failed": str(error)}
-        number = 0
-        while workers and number < rounds + 1:
-            for worker in list(workers):
-                own = found[worker.engine]
-                try:
-                    answer = worker.run()
-                except RuntimeError as error:
-                    found[worker.engine] = {"failed": str(error)}
-                    workers.remove(worker)
-                    continue
-                own["bytes"] = answer["bytes"]
-                if number or answer["seconds"] > LONG:
-                    own["seconds"].append(answer["seconds"])
-                    own["products"].append(answer.get("products", 0.0))
-                time.sleep(REST)
-            number += 1
-            if all(len(found[w.engine]["seconds"]) >= LONG_ROUNDS and found[w.engine]["seconds"][-1] > LONG / 2
-                   for w in workers):  # fmt: skip
+        workers = started(case, n_threads, Path(folder), found)
+        for number in range(rounds + 1):
+            start = time.perf_counter()
+            workers = [worker for worker in workers if took_part(worker, found[worker.engine], number)]
+            counted = min((len(found[worker.engine]["seconds"]) for worker in workers), default=0)
+            is_long = time.perf_counter() - start > A_LONG_ROUND
+            if case.memory_share_bar is not None or (is_long and counted >= LONG_ROUNDS):
                 break
-        outputs = {worker.engine: np.load(worker.output) for worker in workers}
         for worker in workers:
+            if case.memory_share_bar is None and not worker.engine.startswith(("openvino", "onnxruntime")):
+                found[worker.engine].update(worker.ask("about"))
             worker.stop()
-    first = outputs.get(engines[0])
-    for engine, output in outputs.items():
-        if first is not None:
-            found[engine]["difference"] = float(np.abs(output - first).max() / np.abs(first).max())
+        compare(found, {worker.engine: np.load(worker.output) for worker in workers}, case.engines[0])
     return found
 
 
-def rows(case: Case, found: dict[str, dict[str, Any]]) -> Iterator[Row]:
-    """What the case shows, beside its bars."""
-    ours = found[case.engines[0]]
-    if "failed" in ours:
-        yield Row("models", f"{case.name}: {case.engines[0]}", "", None, note=ours["failed"])
-        return
-    median = statistics.median(ours["seconds"])
-    yield Row("models", f"{case.name}: {case.engines[0]}", "", median, "s", note=f"{ours['bytes'] / 1e6:,.0f} MB")
-    for engine in case.engines[1:]:
-        own, bar = found[engine], case.bars.get(engine)
-        if "failed" in own:
-            yield Row("models", f"{case.name}: against {engine}", "", None, bar=bar, note=own["failed"])
-            continue
-        rounds = min(len(own["seconds"]), len(ours["seconds"]))
-        ratio = statistics.median(a / b for a, b in zip(own["seconds"][-rounds:], ours["seconds"][-rounds:]))
-        note = f"{statistics.median(own['seconds']):.3g} s, {own['bytes'] / 1e6:,.0f} MB, "
-        note += f"outputs within {own['difference']:.1e} of the largest"
-        yield Row("models", f"{case.name}: against {engine}", "", ratio, bar=bar, note=note)
-        if engine == "openvino" and case.is_memory_barred:
-            share = ours["bytes"] / own["bytes"]
-            yield Row("models", f"{case.name}: peak memory over {engine}'s", "", share, sense="<=", bar=1.0)
-    if case.products_bar is not None:
-        shares = [a / b for a, b in zip(ours["seconds"], ours["products"])]
-        what = f"{case.name}: time over its products'"
-        yield Row("models", what, "", statistics.median(shares), sense="<=", bar=case.products_bar)
+def started(case: Case, n_threads: int, folder: Path, found: Found) -> list[Worker]:
+    """The engines that load."""
+    workers = []
+    for engine in case.engines:
+        try:
+            path = model_files.made(engine, case.name)
+            workers.append(Worker(engine, path, case.name, n_threads, folder))
+        except (RuntimeError, ImportError) as error:  # an engine that is missing is one row less
+            found[engine] = {"failed": str(error)}
+    return workers
+
+
+def took_part(worker: Worker, own: dict[str, Any], number: int) -> bool:
+    """Run once and keep the figures; False if it failed."""
+    try:
+        answer = worker.ask()
+    except RuntimeError as error:
+        answer = {"failed": str(error)}
+    if "failed" in answer:
+        own.clear()
+        own.update(answer)
+        worker.stop()
+        return False
+    own["bytes"] = answer["bytes"]
+    if number or answer["seconds"] > LONG:
+        own["seconds"].append(answer["seconds"])
+        own["products"].append(answer.get("products", 0.0))
+    time.sleep(REST)
+    return True
+
+
+def compare(found: Found, outputs: dict[str, np.ndarray], first: str) -> None:
+    """How near each output is to the first engine's."""
+    want = outputs.get(first)
+    for engine, output in outputs.items():
+        if want is not None:
+            found[engine]["difference"] = float(np.abs(output - want).max() / np.abs(want).max())
+            found[engine]["correlation"] = float(np.corrcoef(output.ravel(), want.ravel())[0, 1])
 
 
 def main(given: list[str] | None = None) -> int:
@@ -167,24 +141,30 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument(
         "--case", nargs="+", help="words that a case's name must begin with, as in: --case saliency 1022"
     )
-    parser.add_argument("--again", action="store_true", help="measure what is kept already, too")
+    parser.add_argument("--again", action="store_true", help="measure what is kept already, too; so does --case")
     options = parser.parse_args(given)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    shown = []
+    kept = json.loads(RESULTS.read_text())["found"] if RESULTS.exists() else {}
+    about, peak = machine.describe(options.threads), fma_peak(isa.selected(), options.threads)
     print(heading(), flush=True)
     for case in CASES:
         if options.case and case.name.split()[: len(options.case)] != options.case:
             continue
-        key = f"{case.name}, {options.threads} threads"
-        if options.again or key not in kept:
-            kept[key] = measure(case.name, case.engines, options.threads, options.rounds)
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-        for row in rows(case, kept[key]):
-            shown.append(row)
+        if options.again or options.case or case.name not in kept:
+            kept[case.name] = measure(case, options.threads, options.rounds)
+            write(kept, about, peak)
+        for row in rows(case, kept[case.name], peak):
             print(row.line(), flush=True)
+    shown = write(kept, about, peak)
     print(f"\n{tally(shown)}; {options.threads} threads")
     return int(any(row.verdict == "MISS" for row in shown))
+
+
+def write(kept: dict[str, Found], about: dict, peak: float) -> list[Row]:
+    """Keep what was found, and its rows."""
+    shown = [row for case in CASES if case.name in kept for row in rows(case, kept[case.name], peak)]
+    content = {"machine": about, "peak": peak, "found": kept, "rows": [row.as_dict() for row in shown]}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    return shown
 
 
 if __name__ == "__main__":

