@@ -44,13 +44,14 @@ IMAGE_BARS = {
     ("pyclattn", "onnxruntime"): 1.8,
     ("pyclattn-bf16", "openvino-bf16"): 1.1,
 }
-# ONNX Runtime cannot allocate 2044, and needs most of a minute for 1526 with any weights.
+# ONNX Runtime cannot allocate 2044, and needs most of a minute for 1526 with any weights. What has no bar at the
+# longest is left out there.
 CASES = (
     Case("minilm 32 128", (*OURS, *PEERS), TEXT_BARS),
     Case("minilm 1 512", (*OURS, *PEERS), TEXT_BARS),
     Case("saliency 1022", (*OURS, *CLUSTERED, *PEERS), IMAGE_BARS, True),
-    Case("saliency 1526", (*OURS, *CLUSTERED, *PEERS[:3]), IMAGE_BARS, True, 4.0),
-    Case("saliency 2044", (*OURS, *CLUSTERED, *PEERS[:2]), IMAGE_BARS, True, 7.0, 1.5),
+    Case("saliency 1526", (*OURS[:2], *CLUSTERED, *PEERS[:3]), IMAGE_BARS, True, 4.0),
+    Case("saliency 2044", (*OURS[:1], *CLUSTERED, *PEERS[:2]), IMAGE_BARS, True, 7.0, 1.5),
     Case("encoder 16384", ("pyclattn", "onnxruntime"), memory_share_bar=0.1),
 )
 

@@ -26,11 +26,16 @@ PARTS = {
     "dense": "Dense layers, float32",
     "quantised": "int8 weights",
     "bfloat16": "bfloat16 instructions",
+    "pareto": "Error against time",
     "methods": "CAST, Centroid and clustered encoders",
     "calibration": "Calibration",
     "serving": "Service",
     "scale": "Batch engines",
-    "overhead": "Short inputs",
+}
+# Drawn by the command itself; the Markdown page lies beside it.
+DRAWN = {
+    "pareto": ("Error of a layer against speed, each method", ROOT / "docs" / "pareto.png"),
+    "methods": ("Speed and memory of encoders against length", ROOT / "docs" / "methods.png"),
 }
 HEADER = ("what", "at", "measured", "bar", "", "note")
 VERSIONS = ("cpu", "isa", "n_threads", "pyclattn", "python", "numpy", "onnxruntime", "openvino", "torch", "load_before")
@@ -65,7 +70,8 @@ def parts(folder: Path) -> list[Part]:
         if path.exists():
             content = json.loads(path.read_text())
             rows = [Row.from_dict(row) for row in content.get("rows", [])]
-            found.append(Part(name, rows, content.get("machine", {}), content))
+            pictures = [own for own in (DRAWN.get(name),) if own and own[1].exists()]
+            found.append(Part(name, rows, content.get("machine", {}), content, pictures))
     return found
 
 
@@ -96,7 +102,8 @@ def markdown(found: list[Part], folder: Path) -> str:
         lines += ["", f"## {PARTS[part.name]}", "", part.about]
         for caption, picture in part.pictures:
             lines += ["", f"![{caption}]({picture.name})"]
-        lines += ["", table(HEADER, [tuple(cell.replace("|", "\\|") for cell in cells(row)) for row in part.rows])]
+        if part.rows:
+            lines += ["", table(HEADER, [tuple(cell.replace("|", "\\|") for cell in cells(row)) for row in part.rows])]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +115,8 @@ def page(found: list[Part], folder: Path) -> str:
         for caption, picture in part.pictures:
             data = base64.b64encode(picture.read_bytes()).decode()
             body.append(f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></p>')
+        if not part.rows:
+            continue
         body.append(f"<table><tr>{''.join(f'<th>{name}</th>' for name in HEADER)}</tr>")
         for row in part.rows:
             shown = [html.escape(cell) for cell in cells(row)]

@@ -21,6 +21,9 @@ ATTENTION = {
 }
 
 
+MARKERS = "os^vDXP*<>hd"
+
+
 def _pyplot() -> Any:
     import matplotlib
 
@@ -63,19 +66,37 @@ def growth(path: Path, contents: Contents) -> bool:
     times = {n: own for n, own in attention_times(contents["attention"]["rows"]).items() if len(own) > 1}
     if not times:
         return False
-    figure, axis = _pyplot().subplots(figsize=(8, 5), layout="constrained")
-    for name, own in sorted(times.items(), key=lambda item: list(ATTENTION).index(item[0])):
-        label, colour, marker = ATTENTION[name]
+    curves = [(*ATTENTION[name], times[name]) for name in ATTENTION if name in times]
+    return _curves(path, curves, "attention, 12 heads of 64, float32")
+
+
+def scaling(path: Path, contents: Contents) -> bool:
+    """Time of the saliency model against its tokens."""
+    times: dict[str, dict[int, float]] = {}
+    for case, own in contents["models"].get("found", {}).items():
+        what, *sizes = case.split()
+        if what == "saliency":
+            for name, each in _ran(own).items():
+                times.setdefault(name, {})[(int(sizes[0]) // 14) ** 2 + 1] = float(np.median(each["seconds"]))
+    curves = [(n, _colour(n), MARKERS[i % len(MARKERS)], own) for i, (n, own) in enumerate(times.items())]
+    curves = [curve for curve in curves if len(curve[3]) > 1]
+    return bool(curves) and _curves(path, curves, "a vision transformer, whole (ViT-S/14)")
+
+
+def _curves(path: Path, curves: list[tuple[str, str, str, dict[int, float]]], title: str) -> bool:
+    """(label, colour, marker, seconds at each length) on log axes, with the exponent of each."""
+    figure, axis = _pyplot().subplots(figsize=(9.5, 5), layout="constrained")
+    for label, colour, marker, own in curves:
         lengths, seconds = zip(*sorted(own.items()))
         label = f"{label}: length^{exponent(lengths, seconds):.2f}"
-        axis.plot(lengths, seconds, label=label, color=COLOURS[colour], marker=marker, linewidth=1.8)
+        axis.plot(lengths, seconds, label=label, color=COLOURS.get(colour, colour), marker=marker, linewidth=1.6)
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds")
-    ticks = sorted({length for own in times.values() for length in own})
-    axis.set_xticks(ticks, [f"{n / 1024:g}K" for n in ticks])
+    ticks = sorted({length for *_, own in curves for length in own})
+    axis.set_xticks(ticks, [f"{n / 1024:g}K" if n % 1024 == 0 else f"{n:,}" for n in ticks])
     axis.minorticks_off()
     axis.grid(color="#e4e4e4", linewidth=0.6)
-    axis.legend(frameon=False)
-    axis.set_title("attention, 12 heads of 64, float32", fontsize=11)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set_title(title, fontsize=11)
     return _save(figure, path)
 
 
@@ -87,12 +108,12 @@ def _colour(engine: str) -> str:
 def models(path: Path, contents: Contents) -> bool:
     """Time and peak memory of whole models, one panel a case."""
     found = {case: _ran(own) for case, own in contents["models"].get("found", {}).items()}
-    found = {case: own for case, own in found.items() if own}
+    found = {case: own for case, own in found.items() if len(own) > 1}
     if not found:
         return False
-    height = 0.8 + max(map(len, found.values())) * 0.27
+    heights = [0.8 + 0.27 * len(own) for own in found.values()]
     figure, axes = _pyplot().subplots(
-        len(found), 2, figsize=(11, height * len(found)), layout="constrained", squeeze=False
+        len(found), 2, figsize=(11, sum(heights)), layout="constrained", squeeze=False, height_ratios=heights
     )
     for (case, own), pair in zip(found.items(), axes):
         for axis, what, unit in zip(pair, ("seconds", "bytes"), ("s", "MB")):
@@ -131,7 +152,7 @@ def roofline(path: Path, contents: Contents) -> bool:
     axis.set_xticks(range(len(shares)), list(shares))
     axis.set(ylim=(0, 1.05), ylabel=f"of {peak / 1e9:.0f} GFLOP/s")
     axis.set_title("share of the measured peak of float32 multiply-adds", fontsize=11)
-    axis.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 0.98))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return _save(figure, path)
 
 
@@ -139,5 +160,6 @@ def roofline(path: Path, contents: Contents) -> bool:
 PLOTS: dict[str, tuple[str, str, Callable[[Path, Contents], bool]]] = {
     "models": ("models", "Time and peak memory of whole models", models),
     "roofline": ("models", "Share of the peak of multiply-adds", roofline),
+    "scaling": ("models", "Time of a vision transformer against its tokens", scaling),
     "growth": ("attention", "Time of attention against length", growth),
 }
