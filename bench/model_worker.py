@@ -129,6 +129,16 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY_SHARE * free),) * 2)
 
 
+def memory_limit() -> int | None:
+    """What `limit_memory` has set."""
+    if not Path("/proc/meminfo").exists():
+        return None
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def engine(name: str, path: str, model: str, n_threads: int) -> tuple[Run, About]:
     """A runner by its name, and what is known about it."""
     kind, _, precision = name.partition("-")
@@ -140,10 +150,12 @@ def engine(name: str, path: str, model: str, n_threads: int) -> tuple[Run, About
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """What went wrong; where memory was refused, the peak it would have had at least."""
+    """What went wrong; where memory was refused, the least it would have held: the limit, or what it tells."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not isinstance(error, MemoryError) and not re.search("bad_alloc|[Ff]ailed to allocate", str(error)):
+        return {"failed": text[-200:]}
     refused = re.search(r"requested buffer of size (\d+)", str(error))
-    return {"failed": text[-200:], **({"bytes": peak_memory() + int(refused[1])} if refused else {})}
+    return {"failed": text[-200:], "bytes": max(memory_limit() or 0, peak_memory() + int(refused[1] if refused else 0))}
 
 
 def main(name: str, path: str, model: str, n_threads: str, output: str) -> None:
@@ -157,7 +169,7 @@ def main(name: str, path: str, model: str, n_threads: str, output: str) -> None:
         start = time.perf_counter()
         try:
             result, more = run()
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # engines have exceptions of their own
             print(json.dumps(failure(error)), flush=True)
             continue
         seconds = time.perf_counter() - start

@@ -74,6 +74,8 @@ def test_what_failed_is_said():
 def test_a_peer_that_was_refused_memory_counts_with_what_it_asked_for():
     refused = failure(RuntimeError("Failed to allocate memory for requested buffer of size 8000000000"))
     assert refused["bytes"] > 8e9
+    assert failure(MemoryError())["bytes"] > 0
+    assert failure(RuntimeError("no such node")) == {"failed": "no such node"}
     case = Case("encoder 64", ("pyclattn", "onnxruntime"), memory_share_bar=0.1)
     (row,) = rows(case, {"pyclattn": {"bytes": 4e8}, "onnxruntime": {"failed": "no", "bytes": 8e9}})
     assert (row.value, row.verdict) == (0.05, "ok")
