@@ -31,7 +31,9 @@ cdef extern from *:
                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
         if (level == 4 && has_avx512 && __builtin_cpu_supports("avx512vnni")) return &int8_avx512vnni;
         if (level == 3 && has_avx512) return &int8_avx512;
+        #if !defined(__clang__) || __clang_major__ >= 19 /* an older clang cannot ask for it */
         if (level == 2 && has_avx2 && __builtin_cpu_supports("avxvnni")) return &int8_avxvnni;
+        #endif
         if (level == 1 && has_avx2) return &int8_avx2;
     #endif
         return level == 0 ? &int8_baseline : 0;

@@ -1,6 +1,11 @@
 /* AVX2 with AVX-VNNI: 4 x 3 sums of 8 lanes. */
 #if defined(__x86_64__) || defined(__i386__)
+#ifdef __clang__
+#include <immintrin.h>
+#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#else
 #pragma GCC target("avx2,fma,avxvnni")
+#endif
 #define ISA avxvnni
 #define TILE avx2
 #define VB 32
@@ -8,4 +13,7 @@
 #define NV 3
 #define VNNI
 #include "int8_tile.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 #endif
