@@ -1,7 +1,7 @@
 """The cases of ``python -m bench models``: models, inputs, engines, bars; and the rows that figures become.
 
-An engine is written NAME or NAME-PRECISION: "openvino-bf16", "coclustered-int8". "calibrated" is co-clustered attention
-by a plan that keeps 2 % in every layer; "coclustered" has one setting for all.
+An engine is written NAME or NAME-KIND: "openvino-bf16", "coclustered-int8", "torch-sdpa". "calibrated" is co-clustered
+attention by a plan that keeps 2 % in every layer; "coclustered" has one setting for all.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Case:
 
 OURS = ("pyclattn", "pyclattn-bf16", "pyclattn-int8")
 PEERS = ("openvino", "openvino-bf16", "onnxruntime", "onnxruntime-int8")
+TORCH = ("torch-eager", "torch-sdpa")
 CLUSTERED = tuple(f"{name}{kind}" for name in ("coclustered", "calibrated") for kind in ("", "-bf16", "-int8"))
 TEXT_BARS = {("pyclattn", "onnxruntime"): 1.0, ("pyclattn-int8", "onnxruntime-int8"): 1.0}
 IMAGE_BARS = {
@@ -47,8 +48,8 @@ IMAGE_BARS = {
 # ONNX Runtime cannot allocate 2044, and needs most of a minute for 1526 with any weights. What has no bar at the
 # longest is left out there.
 CASES = (
-    Case("minilm 32 128", (*OURS, *PEERS), TEXT_BARS),
-    Case("minilm 1 512", (*OURS, *PEERS), TEXT_BARS),
+    Case("minilm 32 128", (*OURS, *PEERS, *TORCH), TEXT_BARS),
+    Case("minilm 1 512", (*OURS, *PEERS, *TORCH), TEXT_BARS),
     Case("saliency 1022", (*OURS, *CLUSTERED, *PEERS), IMAGE_BARS, True),
     Case("saliency 1526", (*OURS[:2], *CLUSTERED, *PEERS[:3]), IMAGE_BARS, True, 4.0),
     Case("saliency 2044", (*OURS[:1], *CLUSTERED, *PEERS[:2]), IMAGE_BARS, True, 7.0, 1.5),

@@ -94,7 +94,7 @@ def inputs(model: str) -> dict[str, np.ndarray]:
 def made(engine: str, model: str) -> Path:
     """The file an engine runs; all it needs is there, so that nothing is made where its memory is counted."""
     name, _, precision = engine.partition("-")
-    if name in ("openvino", "onnxruntime"):
+    if name in ("openvino", "onnxruntime", "torch"):
         return (onnx_int8_file if precision == "int8" else onnx_file)(model)
     if name == "calibrated":
         plan_file()

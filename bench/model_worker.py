@@ -118,6 +118,32 @@ def openvino_run(precision: str, path: str, model: str, n_threads: int) -> Run:
     return run
 
 
+def torch_run(attention: str, model: str, n_threads: int) -> Run:
+    """PyTorch on MiniLM, its attention "eager" or "sdpa"."""
+    import torch
+    import transformers
+
+    from bench.tasks.exported import MINILM
+    from bench.tasks.fetch import fetch
+    from pyclattn.weights import SafeTensors
+
+    torch.set_num_threads(n_threads)
+    weights, config, _ = fetch(*MINILM)
+    settings = transformers.BertConfig(**json.loads(config.read_text()), attn_implementation=attention)
+    bert = transformers.BertModel(settings, add_pooling_layer=False).eval()
+    state = {name: torch.from_numpy(array.copy()) for name, array in SafeTensors(weights).items()}
+    missing = bert.load_state_dict(state, strict=False).missing_keys
+    if any("position_ids" not in name for name in missing):
+        raise ValueError(f"{weights.name} lacks {', '.join(missing)}")
+    feeds = {name: torch.from_numpy(array) for name, array in model_files.inputs(model).items()}
+
+    def run() -> tuple[np.ndarray, dict[str, float]]:
+        with torch.inference_mode():
+            return bert(**feeds).last_hidden_state.numpy(), {}
+
+    return run
+
+
 def limit_memory() -> None:
     """Let this process fail rather than the machine, where it asks for more than there is."""
     status = Path("/proc/meminfo")
@@ -144,6 +170,8 @@ def engine(name: str, path: str, model: str, n_threads: int) -> tuple[Run, About
     kind, _, precision = name.partition("-")
     if kind == "onnxruntime":
         return onnxruntime_run(path, model, n_threads), dict
+    if kind == "torch":
+        return torch_run(precision, model, n_threads), dict
     if kind == "openvino":
         return openvino_run(precision, path, model, n_threads), dict
     return pyclattn_run(kind, precision, path, model, n_threads)

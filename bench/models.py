@@ -85,7 +85,7 @@ def measure(case: Case, n_threads: int, rounds: int = ROUNDS) -> Found:
             if case.memory_share_bar is not None or (is_long and number + 1 >= LONG_ROUNDS):
                 break
         for worker in workers:
-            if case.memory_share_bar is None and not worker.engine.startswith(("openvino", "onnxruntime")):
+            if case.memory_share_bar is None and not worker.engine.startswith(("openvino", "onnxruntime", "torch")):
                 found[worker.engine].update(worker.ask("about"))
             worker.stop()
         compare(found, {worker.engine: np.load(worker.output) for worker in workers}, case.engines[0])
