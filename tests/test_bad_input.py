@@ -391,7 +391,7 @@ def test_any_arrays(monkeypatch):
     monkeypatch.setattr(coclustered, "SHORTEST", 3)
     outcomes = {"answered": 0, "refused": 0}
 
-    @settings(max_examples=300)
+    @settings(max_examples=450)
     @given(drawn=calls())
     def run(drawn):
         function, tensors, options = drawn
