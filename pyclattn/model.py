@@ -355,7 +355,7 @@ class Model:
             ``kv_heads``, ``queries``, ``keys``, ``head_dim``.
         """
         known = self._executor.plan(self._specs(shapes)).specs if shapes else {}
-        return [self._describe(op, known) for op in walk(self.program) if op.kind == ATTENTION]
+        return [self._describe(op, known) for op in walk(self._executor.ready) if op.kind == ATTENTION]
 
     def _describe(self, op: Op, known: Mapping[str, Spec | None]) -> dict:
         name = op.attributes.get("name", op.name)

@@ -201,7 +201,7 @@ class Executor:
         settings = settings or Settings()
         prepares = settings.prepares and max_memory is None
         self.settings = replace(settings, programs=self._executor, free_names=free_names, prepares=prepares)
-        ready = lower(program) if prepares else program
+        self.ready = ready = lower(program) if prepares else program  # as it runs; plans have the shapes of its values
         extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in ready.ops]
         self.outputs = [v.name for v in program.outputs]
         self.planner = Planner(ready.ops, extra, ready.constants, self.outputs, self.settings)

@@ -8,6 +8,7 @@ from pyclattn.graph.ops import linear
 from pyclattn.graph.passes.lower import lower
 from pyclattn.graph.program import Op, Program, Value
 from pyclattn.graph.spec import Settings
+from pyclattn.model import Model
 
 rng = np.random.default_rng(0)
 WIDTH, HEADS = 320, 5
@@ -50,6 +51,12 @@ def test_the_same_numbers_with_fewer_operators(activation, n_threads):
     plain = Executor(program, Settings(n_threads=n_threads), max_memory=1 << 30)({"x": x})["y"]
     fused = Executor(program, Settings(n_threads=n_threads))({"x": x})["y"]
     np.testing.assert_allclose(fused, plain, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("max_memory", [None, 1 << 30])
+def test_attentions_are_described_as_they_run(max_memory):
+    (found,) = Model(block(), max_memory=max_memory).describe_attentions(x=(2, 70, WIDTH))
+    assert (found["heads"], found["queries"], found["head_dim"]) == (HEADS, 70, WIDTH // HEADS)
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
