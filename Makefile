@@ -44,7 +44,7 @@ fuzz: $(VENV)/built
 	$(BIN)/python tests/fuzz --seconds $(SECONDS)
 
 bench: $(VENV)/built
-	$(BIN)/python -m pip install --quiet ".[bench]"
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python -m bench attention --json bench/results/attention.json --readme
 
 # Everything measured so far as one page: docs/report.md and out/report/index.html.
