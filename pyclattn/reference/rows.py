@@ -10,7 +10,9 @@ from pyclattn.reference._tasks import drawn
 from pyclattn.reference.dense import ACTIVATIONS
 
 _erf = np.frompyfunc(math.erf, 1, 1)
-FUNCTIONS: dict[str, Callable] = {**ACTIVATIONS, "tanh": np.tanh, "exp": np.exp, "erf": lambda x: np.asarray(_erf(x), np.float64)}
+FUNCTIONS: dict[str, Callable] = {
+    **ACTIVATIONS, "tanh": np.tanh, "exp": np.exp, "erf": lambda x: np.asarray(_erf(x), np.float64),
+}  # fmt: skip
 
 
 def apply(x: Float32, name: str, tasks: Int64, out: Float32, counter: Int64) -> None:
