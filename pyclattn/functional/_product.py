@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pyclattn import _threads
+from pyclattn import _dispatch, _threads
 from pyclattn.arrays import Float32, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check
@@ -128,3 +128,34 @@ def cut(n_rows: int, n_panels: int, n_threads: int, rows: int, panels: int) -> I
             break
     blocks = [(r, min(r + rows, n_rows)) for r in range(0, n_rows, rows)]
     return np.array([(*b, p, min(p + panels, n_panels)) for b in blocks for p in range(0, n_panels, panels)], np.int64)
+
+
+def bound(
+    kernel: str, product: Product, weight: tuple, tasks_of: Callable[[int, int, int], Int64]
+) -> Callable[[], Float32]:
+    """The product as a call that returns its output; ``weight`` is what the kernel takes of one, its panels first.
+
+    ``tasks_of`` (rows, panels, threads) cuts it.
+    """
+    result = product.out
+    if not product.n_threads:
+        return lambda: result
+    into = result if result.ndim == 4 else result[None, :, None]
+    tasks = tasks_of(len(product.rows), len(weight[0]), product.n_threads)
+    call = _dispatch.bind(
+        kernel,
+        product.n_threads,
+        product.rows,
+        *weight,
+        product.bias,
+        product.activation,
+        product.residual,
+        tasks,
+        into,
+    )
+
+    def run() -> Float32:
+        call()
+        return result
+
+    return run

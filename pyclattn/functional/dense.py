@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pyclattn import _dispatch
 from pyclattn.arrays import Float32, Given
 from pyclattn.functional import _check
-from pyclattn.functional._product import ACTIVATIONS, Packed, checked, cut
+from pyclattn.functional._product import ACTIVATIONS, Packed, bound, checked, cut
 
 __all__ = ["ACTIVATIONS", "Packed", "PackedWeight", "is_fast", "linear", "pack_weight"]
 
@@ -63,19 +64,7 @@ class PackedWeight:
     ) -> Callable[[], Float32]:
         """`linear` as a call without arguments, all checks done; see `Packed.bind`."""
         product = checked(x, self.shape, bias, activation, residual, n_threads, out, writes_heads=True)
-        result = product.out
-        if not product.n_threads:
-            return lambda: result
-        into = result if result.ndim == 4 else result[None, :, None]
-        tasks = cut(len(product.rows), len(self.panels), product.n_threads, ROWS, PANELS)
-        arguments = product.rows, self.panels, product.bias, activation, product.residual, tasks, into
-        call = _dispatch.bind("dense.multiply", product.n_threads, *arguments)
-
-        def run() -> Float32:
-            call()
-            return result
-
-        return run
+        return bound("dense.multiply", product, (self.panels,), partial(cut, rows=ROWS, panels=PANELS))
 
 
 def pack_weight(weight: Given) -> PackedWeight:

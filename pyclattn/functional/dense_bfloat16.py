@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from pyclattn import _dispatch
 from pyclattn.arrays import Float32, Given, Int32
 from pyclattn.functional import _check
-from pyclattn.functional._product import checked, cut
+from pyclattn.functional._product import bound, checked, cut
 from pyclattn.functional.dense import aligned, packed_shape
 
 # Rows and panels of one task. A task rounds its rows to bfloat16 first, which many panels must share: 256 rows of 384
@@ -54,19 +54,7 @@ class PackedBfloat16:
         See `Packed.bind`.
         """
         product = checked(x, self.shape, bias, activation, residual, n_threads, out, writes_heads=True)
-        result = product.out
-        if not product.n_threads:
-            return lambda: result
-        into = result if result.ndim == 4 else result[None, :, None]
-        tasks = cut(len(product.rows), len(self.panels), product.n_threads, ROWS, PANELS)
-        arguments = product.rows, self.panels, product.bias, activation, product.residual, tasks, into
-        call = _dispatch.bind("dense.multiply_bfloat16", product.n_threads, *arguments)
-
-        def run() -> Float32:
-            call()
-            return result
-
-        return run
+        return bound("dense.multiply_bfloat16", product, (self.panels,), partial(cut, rows=ROWS, panels=PANELS))
 
     def scratch_bytes(self, n_rows: int, n_threads: int) -> int:
         """Bytes that a product of so many rows takes while it runs."""

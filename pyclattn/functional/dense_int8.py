@@ -16,7 +16,7 @@ from pyclattn import _dispatch, _threads
 from pyclattn.arrays import Float32, Given, Int32, Int64
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 from pyclattn.functional import _check
-from pyclattn.functional._product import LEAST_ROWS, SMALL, TASKS_PER_THREAD, WAITING_ROWS, checked
+from pyclattn.functional._product import LEAST_ROWS, SMALL, TASKS_PER_THREAD, WAITING_ROWS, bound, checked
 
 # 65,536 products of 255 and 127 fit in an int32.
 LARGEST_DEPTH = 1 << 16
@@ -70,21 +70,7 @@ class PackedInt8:
         A row with a NaN or an infinity becomes NaN.
         """
         product = checked(x, self.shape, bias, activation, residual, n_threads, out, writes_heads=True)
-        result = product.out
-        if not product.n_threads:
-            return lambda: result
-        into = result if result.ndim == 4 else result[None, :, None]
-        tasks = _cut(len(product.rows), len(self.panels), product.n_threads)
-        call = _dispatch.bind(
-            "int8.multiply", product.n_threads, product.rows, self.panels, self.offsets, self.scales, product.bias,
-            activation, product.residual, tasks, into,
-        )  # fmt: skip
-
-        def run() -> Float32:
-            call()
-            return result
-
-        return run
+        return bound("int8.multiply", product, (self.panels, self.offsets, self.scales), _cut)
 
     def scratch_bytes(self, n_rows: int, n_threads: int) -> int:
         """Bytes that a product of so many rows takes while it runs."""
