@@ -18,7 +18,7 @@ from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, P
 from pyclattn.functional import costs
 from pyclattn.functional.precision import resolved
 from pyclattn.graph.executor import Executor
-from pyclattn.graph.identity import ATTENTION, fingerprint
+from pyclattn.graph.identity import ATTENTION, fingerprint, origins
 from pyclattn.graph.passes import optimize
 from pyclattn.graph.planner import check_shape, located
 from pyclattn.graph.program import Op, Program, Value, walk
@@ -205,12 +205,17 @@ class Model:
             text = self.program.metadata.get(PLAN_KEY)
             attention = Plan() if not isinstance(text, str) else Plan.from_json(text, f"the metadata's {PLAN_KEY}")
         plan = Plan.of(attention)
-        return Plan.of(plan, self.attentions, self.fingerprint if plan.model else "")
+        return Plan.of(plan, self.attentions, (self.fingerprint, *self.origins) if plan.model else ())
 
     @cached_property
     def fingerprint(self) -> str:
         """Which model this is: see `pyclattn.graph.identity.fingerprint`."""
         return fingerprint(self.program)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Fingerprints of the models this one was quantised from, the first one first: their plans hold here too."""
+        return origins(self.program)
 
     @property
     def weight_bytes(self) -> int:

@@ -34,7 +34,7 @@ def errors_of(model: Model, plan: Plan, samples: Sequence[Mapping[str, np.ndarra
     ArgumentError
         Before any run, for samples that do not fit, and for a plan of another model.
     """
-    plan = Plan.of(plan, model.attentions, model.fingerprint)
+    plan = Plan.of(plan, model.attentions, (model.fingerprint, *model.origins))
     found: list[dict] = []
     number = 0
 

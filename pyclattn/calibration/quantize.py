@@ -9,7 +9,7 @@ to look, the measurement decides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
@@ -18,12 +18,10 @@ from pyclattn._tables import table
 from pyclattn.calibration import samples as given_samples
 from pyclattn.calibration.progress import Progress
 from pyclattn.errors import ArgumentError
-from pyclattn.graph.identity import fingerprint
 from pyclattn.graph.program import Program
 from pyclattn.graph.quantise import Layer, layers, quantise
 from pyclattn.graph.weights import weight_bytes
-from pyclattn.model import PLAN_KEY, Model
-from pyclattn.plan import Plan
+from pyclattn.model import Model
 
 __all__ = ["Quantized", "quantize"]
 
@@ -137,11 +135,7 @@ def quantize(
 def _result(
     model: Model, program: Program, weights: str, found: list[Layer], kept: dict[str, str], **known
 ) -> Quantized:
-    """The outcome, with the plan of the model's file as this model's own."""
-    plan = program.metadata.get(PLAN_KEY)
-    if isinstance(plan, str):
-        text = replace(Plan.from_json(plan, PLAN_KEY), model=fingerprint(program)).to_json()
-        program = replace(program, metadata={**program.metadata, PLAN_KEY: text})
+    """The outcome; a plan in the model's file goes along."""
     small = Model(program, n_threads=model.n_threads, max_memory=model.max_memory)
     return Quantized(small, weights, found, kept, float32_bytes=weight_bytes(model.program), **known)
 
@@ -151,13 +145,12 @@ class _Search:
 
     def __init__(self, model: Model, weights: str, found: list[Layer], feeds: list[Feed]):
         self.model, self.weights, self.layers = model, weights, found
-        self.plan = replace(model.plan, model="")  # with other weights the model is another, the plan is the same
         self.feeds, self.wanted = feeds, [model(**feed) for feed in feeds]
 
     def change(self, keep: set[str]) -> tuple[Program, dict[str, str], float]:
         """(program, weights it refused, largest change of an output) where these weights stay float32."""
         program, refused = quantise(self.model.program, self.weights, keep)
-        small = Model(program, attention=self.plan, n_threads=self.model.n_threads)
+        small = Model(program, attention=self.model.plan, n_threads=self.model.n_threads)
         worst = 0.0
         for feed, wanted in zip(self.feeds, self.wanted):
             worst = max(worst, *(_distance(got, wanted[name]) for name, got in small(**feed).items()))

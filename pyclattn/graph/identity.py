@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 
 from pyclattn.graph.program import Program, walk
 
 ATTENTION = "pyclattn:Attention"
+# In the metadata of a program whose weights are stored in fewer bits: fingerprints of those it was made from.
+ORIGINS_KEY = "pyclattn.origins"
 # Constants of fewer elements are shapes, axes and scales, which passes fold away and make anew.
 LEAST = 4096
 
@@ -53,6 +56,31 @@ def fingerprint(program: Program) -> str:
         "weights": totals,
     }
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def origins(program: Program) -> tuple[str, ...]:
+    """Fingerprints of the programs that this one was made from by storing weights in fewer bits, the first one first.
+
+    Examples
+    --------
+    >>> origins(Program([], [], [], metadata={ORIGINS_KEY: ["3f" * 16]})) == ("3f" * 16,)
+    True
+    """
+    found = program.metadata.get(ORIGINS_KEY)
+    return tuple(name for name in found if isinstance(name, str)) if isinstance(found, (list, tuple)) else ()
+
+
+def derived(program: Program, source: Program) -> Program:
+    """The program, told to come from another one.
+
+    Parameters
+    ----------
+    program : Program
+        The same network as ``source``, its weights rounded.
+    source : Program
+    """
+    known = [*origins(source), fingerprint(source)]
+    return replace(program, metadata={**source.metadata, ORIGINS_KEY: known})
 
 
 def _weights(program: Program):

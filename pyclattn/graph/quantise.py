@@ -16,6 +16,7 @@ import numpy as np
 from pyclattn.errors import ArgumentError
 from pyclattn.functional._check import one_of
 from pyclattn.functional.dense_int8 import LARGEST_DEPTH, quantise_weight
+from pyclattn.graph.identity import derived
 from pyclattn.graph.program import Op, Program, fresh_name, nested, walk
 from pyclattn.graph.program import free_names as free_names_of
 from pyclattn.graph.weights import DENSE, DEQUANTIZE
@@ -134,6 +135,7 @@ def quantise(program: Program, weights: str = "int8", keep: Collection[str] = ()
     Returns
     -------
     Program
+        Its metadata tells the source's fingerprint: a plan for the source holds for it, too.
     dict of str to str
         Weights that stayed float32 because they cannot be held well, with the reason.
 
@@ -195,7 +197,7 @@ class _Edit:
             else:
                 inputs = tuple(self.renamed.get(name, name) for name in op.inputs)
                 ops.append(replace(op, inputs=inputs) if inputs != op.inputs else op)
-        return replace(self.source, ops=ops, constants=self.constants)
+        return derived(replace(self.source, ops=ops, constants=self.constants), self.source)
 
     def _lookup(self, op: Op, scale: str | None) -> list[Op]:
         """Rows gathered as they are stored, their scales beside them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class Plan:
         return tuple(dict.fromkeys(choice.method for c in classes for choice in c.choices))
 
     @classmethod
-    def of(cls, attention, names=None, model: str = "") -> Plan:
+    def of(cls, attention, names=None, model: str | Sequence[str] = ()) -> Plan:
         """The plan a caller means.
 
         Parameters
@@ -103,8 +103,8 @@ class Plan:
             stands for all that are not named (exact if it is left out); or the path of a plan, ending in .json.
         names : sequence of str, optional
             The model's attentions; a name beside these is an error.
-        model : str, optional
-            The model's fingerprint; a plan for another one is an error.
+        model : str or sequence of str, optional
+            The model's fingerprint, or it and those of the models it was made from; a plan for another one is an error.
 
         Raises
         ------
@@ -125,9 +125,10 @@ class Plan:
             plan = cls(named.pop("default", Choice()), named)
         else:
             plan = cls(choice_of(attention))
-        if plan.model and model and plan.model != model:
+        known = (model,) if isinstance(model, str) else tuple(model)
+        if plan.model and any(known) and plan.model not in known:
             raise ArgumentError(
-                f"the plan was calibrated for another model (fingerprint {plan.model}, this model's is {model}): "
+                f"the plan was calibrated for another model (fingerprint {plan.model}, this model's is {known[0]}): "
                 "calibrate again, or set the plan's model to '' if its errors are known to hold here too"
             )
         unknown = [] if names is None else [n for n in (*plan.by_name, *plan.calibrated) if n not in names]

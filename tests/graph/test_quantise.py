@@ -219,8 +219,63 @@ def test_a_plan_in_the_file_goes_along():
     source = program()
     model = Model(source)
     source.metadata[PLAN_KEY] = Plan(model=model.fingerprint).to_json()
-    small = pyclattn.quantize(Model(source), "fp16").model
-    assert small.plan.model == small.fingerprint != model.fingerprint
+    small = pyclattn.quantize(Model(source), "fp16", SAMPLES).model
+    assert small.plan.model == model.fingerprint != small.fingerprint
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp16", "bf16"])
+def test_a_plan_for_the_model_before_holds_for_its_smaller_weights(weights, tmp_path):
+    """From the file too, and where weights were made smaller twice; a plan for any other model is refused."""
+    from pyclattn.plan import Plan
+
+    model = Model(program())
+    Plan(model=model.fingerprint).save(tmp_path / "plan.json")
+    first = Model(quantise(model.program, weights, {"up", "down"})[0])
+    second = Model(quantise(first.program, "fp16")[0])
+    second.save(tmp_path / "small.safetensors")
+    loaded = pyclattn.load(tmp_path / "small.safetensors", str(tmp_path / "plan.json"))
+    assert loaded.origins == (model.fingerprint, first.fingerprint)
+    assert loaded.plan.model == model.fingerprint != loaded.fingerprint
+    for held in (Plan(model=first.fingerprint), Plan(model=second.fingerprint)):
+        assert Model(second.program, attention=held).plan == held
+    for plan, small in ((Plan(model="0" * 32), second), (Plan(model=second.fingerprint), model)):
+        with pytest.raises(ArgumentError, match=f"another model.*{small.fingerprint}"):
+            Model(small.program, attention=plan)
+
+
+def test_limits_of_such_a_plan_are_kept_at_run_time():
+    """The head whose estimate is above the limit is computed exactly."""
+    from pyclattn.plan import Choice, Plan
+
+    tokens, width = 1200, 64
+    rng = np.random.default_rng(0)
+    x = Value("x", "float32", ("b", "n", width))
+    ops = [
+        Op("MatMul", ("x", "w"), ("flat",)),
+        Op("Reshape", ("flat", "heads"), ("h",)),
+        Op("pyclattn:Attention", ("h", "h", "h"), ("y",), {"name": "first", "layout": "blhd"}),
+    ]
+    weight = rng.standard_normal((width, width), dtype=np.float32) / 8
+    source = Program(
+        [x], [Value("y", "float32", ("b", "n", 2, 32))], ops, {"w": weight, "heads": np.array([0, 0, 2, 32])}
+    )
+    near = Choice("coclustered", {"n_exact": 16, "max_error": 1e-9})
+    plan = Plan(by_name={"first": near}, model=Model(source).fingerprint)
+    small = quantise(source)[0]
+    given = {"x": rng.standard_normal((1, tokens, width), dtype=np.float32)}
+    got, report = Model(small, attention=plan).run(None, given, report=True)
+    assert report.attentions[0].fell_back.all()
+    assert np.array_equal(got[0], Model(small).run(None, given)[0])
+
+
+@pytest.mark.parametrize("told", ["3f" * 16, [5, None], {"a": 1}, None])
+def test_origins_that_were_altered(told, tmp_path):
+    from pyclattn.graph.identity import ORIGINS_KEY
+
+    small, _ = quantise(program())
+    small.metadata[ORIGINS_KEY] = told
+    save_program(tmp_path / "odd.safetensors", small)
+    assert pyclattn.load(tmp_path / "odd.safetensors").origins == ()
 
 
 def test_bad_calls():
