@@ -5,7 +5,6 @@ A model is named "saliency SIZE" or "minilm BATCH LENGTH"; "encoder LENGTH" is M
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +73,7 @@ def plan_file() -> Path:
 
         state = target.with_suffix(".state")  # a calibration that was stopped goes on
         model = load(pyclattn_file(f"saliency {CALIBRATED_AT}"))
-        plan = calibrate(model, crops(CALIBRATED_AT, N_SAMPLES, 0), MAX_ERROR, state=state, progress=False)
-        replace(plan, model="").save(target)  # for its int8 weights too: each run tells its errors
+        calibrate(model, crops(CALIBRATED_AT, N_SAMPLES, 0), MAX_ERROR, state=state, progress=False).save(target)
     return target
 
 

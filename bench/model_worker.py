@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import model_files
+from bench import model_cases, model_files
 from bench.tasks.workers import peak_memory
 
 PRODUCTS = ("pyclattn:Linear", "MatMul", "Gemm", "Conv", "ConvTranspose")
@@ -30,11 +30,11 @@ MEMORY_SHARE = 0.85
 
 def pyclattn_run(attention: str, precision: str, path: str, model: str, n_threads: int) -> tuple[Run, About]:
     """A model in its own file, as a service would load it."""
-    from bench.tasks.saliency import ATTENTION
     from pyclattn import load
 
-    uniform = {"pyclattn": "exact", "coclustered": ATTENTION["coclustered"]}
-    how = uniform[attention] if attention in uniform else str(model_files.plan_file())
+    how: Any = "exact" if attention == "pyclattn" else str(model_files.plan_file())
+    if attention == "coclustered":
+        how = model_cases.uniform(model, precision)
     numbers = "bfloat16" if precision == "bf16" else "float32"
     loaded = load(path, attention=how, precision=numbers, n_threads=n_threads)
     feeds = model_files.inputs(model)
@@ -47,7 +47,8 @@ def pyclattn_run(attention: str, precision: str, path: str, model: str, n_thread
     def about() -> dict[str, Any]:
         if attention == "pyclattn":
             return {"flops": flops(loaded, feeds)}
-        return layer_errors(loaded.run(None, feeds, report=True)[1])
+        found = layer_errors(loaded.run(None, feeds, report=True)[1])
+        return found | ({"setting": f"n_exact {how['n_exact']}"} if attention == "coclustered" else {})
 
     return run, about
 

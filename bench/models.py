@@ -27,9 +27,9 @@ from pyclattn._ext import isa
 
 RESULTS = Path(__file__).parent / "results" / "models.json"
 ROOT = Path(__file__).resolve().parents[1]
-# A first run does not count, unless it is longer than LONG: that is warm by itself. Where a round of all engines takes
-# more than A_LONG_ROUND seconds, there are LONG_ROUNDS.
-ROUNDS, LONG, LONG_ROUNDS, A_LONG_ROUND = 5, 4.0, 2, 30.0
+# A first run does not count, unless it takes more than LONG seconds: that is warm by itself. The runs of an engine that
+# count take about BUDGET seconds together: ROUNDS of quick ones, one of those that take most of a minute.
+ROUNDS, LONG, BUDGET = 5, 20.0, 45.0
 
 
 class Worker:
@@ -71,21 +71,22 @@ def measure(case: Case, n_threads: int, rounds: int = ROUNDS) -> Found:
     Returns
     -------
     dict
-        For each engine ``seconds`` (a list, one a round), ``bytes``, ``correlation`` and ``difference`` (of its output
-        from the first engine's, relative to the largest number), ``products`` (pyclattn's seconds in products), and
-        what it tells about itself; or ``failed``.
+        For each engine ``seconds`` (a list, one a run that counts), ``bytes``, ``correlation`` and ``difference`` (of
+        its output from the first engine's, relative to the largest number), ``products`` (pyclattn's seconds in them),
+        and what it tells about itself; or ``failed``.
     """
     found: Found = {engine: {"seconds": [], "products": []} for engine in case.engines}
     with tempfile.TemporaryDirectory() as folder:
         workers = started(case, n_threads, Path(folder), found)
-        for number in range(rounds):
-            start = time.perf_counter()
-            workers = [worker for worker in workers if took_part(worker, found[worker.engine], number == 0)]
-            is_long = time.perf_counter() - start > A_LONG_ROUND
-            if case.memory_share_bar is not None or (is_long and number + 1 >= LONG_ROUNDS):
-                break
+        workers = [worker for worker in workers if ran(worker, found[worker.engine])]
+        is_timed = case.memory_share_bar is None
+        wanted = {worker: counted(found[worker.engine], rounds) if is_timed else 1 for worker in workers}
+        for _ in range(rounds):
+            due = [worker for worker in workers if len(found[worker.engine]["seconds"]) < wanted[worker]]
+            failed = [worker for worker in due if not ran(worker, found[worker.engine])]
+            workers = [worker for worker in workers if worker not in failed]
         for worker in workers:
-            if case.memory_share_bar is None and not worker.engine.startswith(("openvino", "onnxruntime", "torch")):
+            if is_timed and not worker.engine.startswith(("openvino", "onnxruntime", "torch")):
                 found[worker.engine].update(worker.ask("about"))
             worker.stop()
         compare(found, {worker.engine: np.load(worker.output) for worker in workers}, case.engines[0])
@@ -104,12 +105,19 @@ def started(case: Case, n_threads: int, folder: Path, found: Found) -> list[Work
     return workers
 
 
-def took_part(worker: Worker, own: dict[str, Any], is_first: bool) -> bool:
-    """Run once, the first time twice if that is short, and keep the figures; False if it failed."""
+def counted(own: dict[str, Any], rounds: int) -> int:
+    """How many runs of an engine shall count, by its first; that one is dropped where it does not."""
+    first = own["seconds"][0]
+    if first <= LONG:
+        own["seconds"].clear()
+        own["products"].clear()
+    return int(min(max(BUDGET // first, 1), rounds))
+
+
+def ran(worker: Worker, own: dict[str, Any]) -> bool:
+    """Run once and keep the figures; False if it failed."""
     try:
         answer = worker.ask()
-        if is_first and answer.get("seconds", LONG) < LONG:
-            answer = worker.ask()
     except RuntimeError as error:
         answer = {"failed": str(error)}
     if "failed" in answer:

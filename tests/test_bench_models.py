@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import pyclattn
-from bench import report_page, report_plots
-from bench.model_cases import Case, rows
+from bench import models, report_page, report_plots
+from bench.model_cases import CASES, Case, ratio, rows, uniform
 from bench.model_worker import failure, flops
 from bench.rows import Row
 from pyclattn.graph.program import Op, Program, Value
+from pyclattn.plan import Plan
 
 BARS = {("pyclattn", "openvino"): 1.1, ("pyclattn", "onnxruntime"): 1.8}
 ENGINES = ("pyclattn", "coclustered", "coclustered-int8", "openvino", "openvino-bf16", "onnxruntime")
@@ -62,6 +63,61 @@ def test_only_what_keeps_the_answer_counts_as_ours(engine, worse):
 def test_only_what_keeps_the_answer_counts_as_theirs():
     got = verdicts(FOUND | {"openvino-bf16": ran(0.7, 0.7, 0.7, correlation=0.99)})
     assert got["clustered, bf16 or int8, against OpenVINO's best"] == (12.0, "ok")
+
+
+class FakeWorker:
+    """An engine that takes these seconds, one run after the other."""
+
+    def __init__(self, engine, seconds, folder):
+        self.engine, self.output, self.left = engine, folder / f"{engine}.npy", list(seconds)
+        np.save(self.output, np.arange(3.0))
+
+    def ask(self, line=""):
+        if line == "about":
+            return {"told": True}
+        if not self.left:
+            return {"failed": "no more"}
+        return {"seconds": self.left.pop(0), "bytes": 7}
+
+    def stop(self):
+        pass
+
+
+def test_quick_engines_are_warmed_up_and_run_often_slow_ones_once(monkeypatch, tmp_path):
+    taken = {
+        "pyclattn": [2.0, 1.0, 1.1, 1.2],
+        "openvino": [61.0],
+        "onnxruntime": [21.0, 22.0],
+        "torch-eager": [1.0, 9.0],
+    }
+    monkeypatch.setattr(models, "REST", 0)
+    monkeypatch.setattr(
+        models, "started", lambda case, *_: [FakeWorker(name, taken[name], tmp_path) for name in case.engines]
+    )
+    found = models.measure(Case("saliency 14", tuple(taken)), 2, rounds=3)
+    assert {name: own.get("seconds") for name, own in found.items()} == {
+        "pyclattn": [1.0, 1.1, 1.2],  # the first does not count
+        "openvino": [61.0],
+        "onnxruntime": [21.0, 22.0],
+        "torch-eager": None,
+    }
+    assert found["torch-eager"] == {"failed": "no more"}
+    assert (found["pyclattn"]["told"], found["pyclattn"]["correlation"]) == (True, pytest.approx(1))
+    memory = models.measure(Case("encoder 64", ("pyclattn",), memory_share_bar=0.1), 2)
+    assert memory["pyclattn"]["seconds"] == [2.0]  # one run says what there is to say
+
+
+def test_engines_with_unlike_rounds_are_compared_by_medians():
+    assert ratio(ran(60.0), ran(9.0, 5.0, 6.0)) == 10
+    assert ratio(ran(4.0, 6.0, 9.0), ran(2.0, 1.0, 3.0)) == 3  # of 2, 6, 3
+
+
+def test_settings_of_every_case_of_clustered_engines():
+    for case in CASES:
+        for engine in case.engines:
+            name, _, kind = engine.partition("-")
+            if name == "coclustered":
+                assert Plan.of(uniform(case.name, kind)).default.parameters["n_exact"] >= 128
 
 
 def test_what_failed_is_said():
