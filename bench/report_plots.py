@@ -22,6 +22,8 @@ ATTENTION = {
 
 
 MARKERS = "os^vDXP*<>hd"
+# Of an engine's name after the dash; others are drawn in full.
+STYLES = {"bf16": "--", "int8": ":"}
 
 
 def _pyplot() -> Any:
@@ -88,11 +90,17 @@ def _curves(path: Path, curves: list[tuple[str, str, str, dict[int, float]]], ti
     figure, axis = _pyplot().subplots(figsize=(9.5, 5), layout="constrained")
     for label, colour, marker, own in curves:
         lengths, seconds = zip(*sorted(own.items()))
+        kind = label.rpartition("-")[2]
         label = f"{label}: length^{exponent(lengths, seconds):.2f}"
-        axis.plot(lengths, seconds, label=label, color=COLOURS.get(colour, colour), marker=marker, linewidth=1.6)
+        axis.plot(
+            lengths, seconds, STYLES.get(kind, "-"), label=label, color=COLOURS.get(colour, colour), marker=marker
+        )
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds")
     ticks = sorted({length for *_, own in curves for length in own})
     axis.set_xticks(ticks, [f"{n / 1024:g}K" if n % 1024 == 0 else f"{n:,}" for n in ticks])
+    low, high = axis.get_ylim()
+    shown = [m * 10.0**e for e in range(-6, 6) for m in ((1, 2, 5) if high < 1000 * low else (1,))]
+    axis.set_yticks([y for y in shown if low <= y <= high], [f"{y:g}" for y in shown if low <= y <= high])
     axis.minorticks_off()
     axis.grid(color="#e4e4e4", linewidth=0.6)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -119,7 +127,7 @@ def models(path: Path, contents: Contents) -> bool:
         for axis, what, unit in zip(pair, ("seconds", "bytes"), ("s", "MB")):
             values = [float(np.median(each[what])) / (1 if unit == "s" else 1e6) for each in own.values()]
             bars = axis.barh(list(own), values, color=[_colour(name) for name in own])
-            axis.bar_label(bars, [f"{value:,.3g}" if unit == "s" else f"{value:,.0f}" for value in values], padding=3)
+            axis.bar_label(bars, [f"{value:#.3g}" if unit == "s" else f"{value:,.0f}" for value in values], padding=3)
             axis.invert_yaxis()
             axis.set_xlim(right=1.15 * max(values))
             axis.set_title(f"{case}: {'time, s' if unit == 's' else 'peak memory, MB'}", fontsize=11)
