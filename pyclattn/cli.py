@@ -19,6 +19,7 @@ import numpy as np
 
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.functional.precision import CHOICES
 from pyclattn.plan import Plan, parse_attention
 from pyclattn.serving import command as serving
 from pyclattn.weights.safetensors import write_atomically
@@ -98,7 +99,7 @@ def _add_run(commands) -> None:
     parser.add_argument("--output", "-o", required=True, help=".npz, or .npy for a model with one output")
     parser.add_argument("--attention", help="a method, a plan's file, or JSON as pyclattn.load takes it; "
                         "by default the plan in the model's file, else exact")  # fmt: skip
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "auto"),
+    parser.add_argument("--precision", default="float32", choices=CHOICES,
                         help="of dense layers and exact attention (%(default)s)")  # fmt: skip
     parser.add_argument("--n-threads", type=int)
     parser.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="a number, or with MB or GB behind it")

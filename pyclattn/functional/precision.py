@@ -9,6 +9,7 @@ from pyclattn.errors import BackendError
 from pyclattn.functional import _check
 
 PRECISIONS = ("float32", "bfloat16")
+CHOICES = (*PRECISIONS, "auto")  # of a model: "auto" is bfloat16 where that is fast
 
 
 def missing_bfloat16() -> str:
@@ -33,6 +34,6 @@ def require(precision: str) -> str:
 def resolved(precision: str) -> str:
     """The same where "auto" is allowed too: bfloat16 if that is fast here, else float32."""
     if precision != "auto":
-        return require(_check.one_of("precision", precision, (*PRECISIONS, "auto")))
+        return require(_check.one_of("precision", precision, CHOICES))
     is_fast = room_of("attention.attend_bfloat16") != "reference" and not missing_bfloat16()
     return "bfloat16" if is_fast else "float32"

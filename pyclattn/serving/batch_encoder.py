@@ -14,6 +14,8 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn.errors import ArgumentError, DTypeError, PyclattnError
+from pyclattn.functional._check import one_of
+from pyclattn.functional.precision import CHOICES
 from pyclattn.graph.planner import located
 from pyclattn.graph.program import Value
 from pyclattn.model import Model, load
@@ -41,6 +43,8 @@ class BatchEncoder:
         A model as `pyclattn.load` takes it, at the same place for every worker.
     plan : optional
         The ``attention`` of `pyclattn.load`. A plan's file is read now, and its content goes to the workers.
+    precision : str
+        As of `pyclattn.load`. "auto" is decided by each worker: where their processors differ, so do last digits.
     outputs : sequence of str, optional
         Outputs wanted; all by default. Take what is small: an engine moves what is returned.
     n_threads : int, optional
@@ -70,10 +74,12 @@ class BatchEncoder:
     """
 
     def __init__(
-        self, path: str | os.PathLike, *, plan: Any = None, outputs: Sequence[str] | None = None,
-        n_threads: int | None = None, max_batch_tokens: int = Limits.max_batch_tokens,
+        self, path: str | os.PathLike, *, plan: Any = None, precision: str = "float32",
+        outputs: Sequence[str] | None = None, n_threads: int | None = None,
+        max_batch_tokens: int = Limits.max_batch_tokens,
     ):  # fmt: skip
         self.path = os.path.abspath(path)  # a worker may have another working folder
+        self.precision = one_of("precision", precision, CHOICES)  # whether it can be had, a worker's processor says
         self.outputs = _names(outputs)
         self.n_threads = None if n_threads is None else _threads.resolve(n_threads)
         self.max_batch_tokens = _budget(max_batch_tokens)
@@ -128,7 +134,7 @@ class BatchEncoder:
         if self._held is None:
             with _lock:
                 n_threads = _threads.of_worker() if self.n_threads is None else self.n_threads
-                model, rule = _load(self.path, signature_of(Path(self.path)), self._plan, n_threads)
+                model, rule = _load(self.path, signature_of(Path(self.path)), self._plan, self.precision, n_threads)
             known = [v.name for v in model.program.outputs]
             unknown = [name for name in self.outputs or () if name not in known]
             if unknown:
@@ -138,8 +144,10 @@ class BatchEncoder:
 
 
 @lru_cache(maxsize=N_KEPT)
-def _load(path: str, signature: Signature | None, plan: str | None, n_threads: int) -> tuple[Model, Rule]:
-    model = load(path, None if plan is None else Plan.from_json(plan), n_threads=n_threads)
+def _load(
+    path: str, signature: Signature | None, plan: str | None, precision: str, n_threads: int
+) -> tuple[Model, Rule]:
+    model = load(path, None if plan is None else Plan.from_json(plan), precision=precision, n_threads=n_threads)
     return model, rule_of(model)
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pyclattn.errors import ArgumentError, PyclattnError
+from pyclattn.functional.precision import CHOICES
 from pyclattn.serving.limits import Limits
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client")
@@ -25,6 +26,7 @@ def add(commands, to_bytes: Callable[[str], int]) -> None:
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME",
                         help="answer requests for this Host too, as behind a proxy")  # fmt: skip
     parser.add_argument("--attention", help="as of pyclattn run")
+    parser.add_argument("--precision", default="float32", choices=CHOICES, help="as of pyclattn run (%(default)s)")
     parser.add_argument("--threads", type=int, help="of a run (default: the CPUs this process may use)")
     parser.add_argument("--max-memory", type=to_bytes, metavar="BYTES",
                         help="of one model and its run; a number, or with MB or GB behind it")  # fmt: skip
@@ -61,7 +63,13 @@ def serve(arguments: argparse.Namespace) -> None:
     logs.configure(arguments.log_level)
     sock = server.listen(arguments.host, arguments.port)
     attention = None if arguments.attention is None else parse_attention(arguments.attention)
-    loader = partial(load, attention=attention, n_threads=arguments.threads, max_memory=arguments.max_memory)
+    loader = partial(
+        load,
+        attention=attention,
+        precision=arguments.precision,
+        n_threads=arguments.threads,
+        max_memory=arguments.max_memory,
+    )
     repository = Repository(
         arguments.models, loader, shares=limits.max_batch_tokens > 0, copies=not arguments.no_copy, log=logs.log
     )

@@ -42,6 +42,7 @@ def plan_of(version: Version) -> dict[str, Any]:
         "attentions": model.describe_attentions(),
         "batching": version.rule.kind,
         "weight_bytes": model.weight_bytes,
+        "precision": model.precision,
         "max_memory": model.max_memory,
         "n_threads": model.n_threads,
     }

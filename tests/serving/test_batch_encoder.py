@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import pyclattn
-from pyclattn import _threads
+from pyclattn import _dispatch, _threads
 from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, ShapeError
+from pyclattn.functional.precision import missing_bfloat16
 from pyclattn.graph.program import Value
 from pyclattn.plan import Plan
 from pyclattn.serving.batch_encoder import BatchEncoder, groups
@@ -85,6 +86,17 @@ def test_a_padded_rectangle_gives_the_same_bits_and_zeros_behind(path):
     for n, row, own in zip(LENGTHS, found[HIDDEN], wanted[HIDDEN]):
         np.testing.assert_array_equal(row[:n], own)
         assert not row[n:].any()
+
+
+def test_precision_goes_with_the_pickle_and_to_the_model(path):
+    with _dispatch.forced("reference" if missing_bfloat16() else None):
+        encoder = pickle.loads(pickle.dumps(BatchEncoder(path, precision="bfloat16")))
+        assert encoder._loaded()[0].precision == "bfloat16"
+        found, wanted = encoder(ragged()), BatchEncoder(path)(ragged())
+        difference = np.linalg.norm(found[POOLED] - wanted[POOLED]) / np.linalg.norm(wanted[POOLED])
+        assert 1e-4 < difference < 1e-2
+        for piece, at in zip(cut(ragged(), 5), (0, 5, 10)):
+            np.testing.assert_array_equal(encoder(piece)[POOLED], found[POOLED][at : at + 5])
 
 
 def test_padding_is_not_computed(path, monkeypatch):
@@ -193,6 +205,7 @@ def test_an_error_names_the_row_at_fault(path):
         ({"outputs": []}, ArgumentError),
         ({"plan": "best"}, ArgumentError),
         ({"plan": "missing.json"}, ModelFormatError),
+        ({"precision": "float16"}, ArgumentError),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, error):

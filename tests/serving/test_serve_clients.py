@@ -8,6 +8,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from pyclattn.functional.precision import missing_bfloat16
 from pyclattn.model import Model
 from tests.serving.models import encoder, one_op, save, text
 from tests.serving.running import plain, running
@@ -167,7 +168,21 @@ def test_a_report_tells_time_memory_and_attention(service):
     assert {a["method"] for a in told["attentions"]} == {"exact"}
     plan = json.loads(service.ask("GET", "/v2/models/model/plan")[2])
     assert plan["batching"] == "padded"
+    assert plan["precision"] == "float32"
     assert [a["name"] for a in plan["attentions"]] == ["layers.0.attention", "layers.1.attention"]
+
+
+def test_precision(tmp_path, monkeypatch):
+    if missing_bfloat16():  # the reference has it everywhere
+        monkeypatch.setenv("PYCLATTN_BACKEND", "reference")
+    (feeds,) = text([50])
+    path = save(tmp_path / "model.safetensors", encoder())
+    with running(path, "--precision", "bfloat16") as service:
+        found = service.infer(feeds)["pooler_output"]
+        plan = json.loads(service.ask("GET", "/v2/models/model/plan")[2])
+    assert plan["precision"] == "bfloat16"
+    exact = Model(encoder(), n_threads=2)(**feeds)["pooler_output"]
+    assert 1e-4 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 1e-2
 
 
 def test_metrics_and_page(service):
