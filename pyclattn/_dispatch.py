@@ -48,6 +48,8 @@ OWNERS = {
     "coclusters.thresholds": "numba",
     "coclusters.attend": "cython",
     "conv.convolve": "cython",
+    "conv.convolve_bfloat16": "cython",
+    "conv.pair_channels": "cython",
     "dense.multiply": "cython",
     "rows.apply": "cython",
     "rows.normalise": "cython",

@@ -9,6 +9,7 @@ from kernel_calls import both, holes_index, kernel, spans, tasks_of
 from pyclattn.errors import BackendError
 from pyclattn.functional.dense_bfloat16 import pack_bfloat16
 from pyclattn.functional.precision import missing_bfloat16
+from pyclattn.reference._rounding import to_bfloat16
 
 
 def compared(name, fast, make, tolerance):
@@ -19,7 +20,10 @@ def compared(name, fast, make, tolerance):
             both(name, fast, make)
         return
     want, got = both(name, fast, make)
-    compare.assert_close(got, want, tolerance)
+    if tolerance is None:
+        compare.assert_same_bits(got, want)
+    else:
+        compare.assert_close(got, want, tolerance)
 
 
 @kernel("attention.attend_bfloat16")
@@ -59,5 +63,41 @@ def test_multiply(name, fast, depth, width):
         out = new((70, width + 2), np.float32, np.nan)[:, :width]
         arguments = rows[:, :depth], panels, bias, "gelu", residual, np.array(tasks, np.int64)
         return (*arguments, out[None, :, None]), out
+
+    compared(name, fast, make, compare.EXACT)
+
+
+def words_of(pairs):
+    """Words of two bfloat16 each, of an array (..., 2)."""
+    bits = to_bfloat16(pairs).view(np.uint32)
+    return (bits[..., 0] >> np.uint32(16) | bits[..., 1]).view(np.int32)
+
+
+@kernel("conv.pair_channels")
+@pytest.mark.parametrize(("depth", "positions"), [(1, 1), (5, 33), (64, 100)])
+def test_pair_channels(name, fast, depth, positions):
+    images = np.random.default_rng(depth).standard_normal((2, 2, depth, positions), dtype=np.float32)
+    n_words = -(-depth // 2)
+    tasks = [(i, g, w, min(w + 3, n_words)) for i in range(2) for g in range(2) for w in range(0, n_words, 3)][1:]
+
+    def make(new):
+        words = new((2, 2, n_words, positions), np.int32, 77)
+        return (images, np.array(tasks, np.int64), words), words
+
+    compared(name, fast, make, None)
+
+
+@kernel("conv.convolve_bfloat16")
+@pytest.mark.parametrize(("depth", "channels"), [(1, 3), (5, 33), (16, 40)])
+def test_convolve(name, fast, depth, channels):
+    rng, taps = np.random.default_rng(depth), np.array([(0, 0), (-1, 2), (3, 1)])
+    shapes = (2, 2 * depth, 9, 30), (2, channels, 3 * depth)
+    words = [words_of(rng.standard_normal((*shape, 2), dtype=np.float32)) for shape in shapes]
+    bias = rng.standard_normal(2 * channels, dtype=np.float32)
+    tasks = np.array([(i, g, p, min(p + 48, 150)) for i in range(2) for g in range(2) for p in range(0, 150, 48)][1:])
+
+    def make(new):
+        out = new((2, 2 * channels, 5, 30), np.float32, np.nan)
+        return (*words, taps, bias, np.array([2, 1]), tasks, out), out
 
     compared(name, fast, make, compare.EXACT)

@@ -1,10 +1,14 @@
-"""Convolutions on the tile: positions of the output in the lanes, channels as rows (tile.h)."""
+"""Convolutions on the tile: positions of the output in the lanes, channels as rows (tile.h).
 
-from libc.stdint cimport int64_t
+Terms are floats, or words of two channels in bfloat16, which an image is turned into once for all that see it: words
+are copied about as floats are.
+"""
+
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport current, draw_task, new_floats, tile_isa
+from pyclattn._ext.isa cimport bfloat16, current, draw_task, new_floats, tile_isa
 
 # Channels of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
 cdef enum:
@@ -13,8 +17,8 @@ cdef enum:
 
 
 cdef struct Image:
-    const float *data  # of one image's first channel
-    long channel_stride, row_stride, height, width
+    const float *data  # of one group's first channel
+    long image_stride, channel_stride, row_stride, height, width
 
 
 cdef void copy(const float *row, long step, long n, float *into) noexcept nogil:
@@ -86,38 +90,64 @@ def convolve(
     const int64_t[::1] steps, const int64_t[:, ::1] tasks, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """out = images convolved with filters (see `pyclattn.reference.conv`)."""
+    cdef Image image
+    image.data = &images[0, 0, 0, 0]
+    image.image_stride, image.channel_stride = images.strides[0] // 4, images.strides[1] // 4
+    image.row_stride, image.height, image.width = images.strides[2] // 4, images.shape[2], images.shape[3]
+    convolve_with(current(), image, images.shape[1] // filters.shape[0], &filters[0, 0, 0], filters.shape, taps, bias,
+                  &steps[0], tasks, out, counter)
+
+
+def convolve_bfloat16(
+    const int32_t[:, :, :, :] images, const int32_t[:, :, ::1] filters, const int64_t[:, ::1] taps,
+    const float[::1] bias, const int64_t[::1] steps, const int64_t[:, ::1] tasks, float[:, :, :, :] out,
+    int64_t[::1] counter,
+):
+    """The same of words, as `pair_channels` makes them."""
+    cdef Image image
+    image.data = <const float *> &images[0, 0, 0, 0]
+    image.image_stride, image.channel_stride = images.strides[0] // 4, images.strides[1] // 4
+    image.row_stride, image.height, image.width = images.strides[2] // 4, images.shape[2], images.shape[3]
+    convolve_with(bfloat16(), image, images.shape[1] // filters.shape[0], <const float *> &filters[0, 0, 0],
+                  filters.shape, taps, bias, &steps[0], tasks, out, counter)
+
+
+cdef int convolve_with(
+    const tile_isa *isa, Image image, long depth, const float *filters, const Py_ssize_t *shape,
+    const int64_t[:, ::1] taps, const float[::1] bias, const int64_t *steps, const int64_t[:, ::1] tasks,
+    float[:, :, :, :] out, int64_t[::1] counter,
+) except -1:
+    """`filters` has `shape` (groups, channels, words); `depth` words of a group lie at each position."""
     cdef:
-        const tile_isa *isa = current()
-        Image image
-        long groups = filters.shape[0], channels = filters.shape[1], n_terms = filters.shape[2]
-        long depth = images.shape[1] // groups, lanes = isa.lanes, columns = out.shape[3]
+        const float *images = image.data
+        const float *own
+        long channels = shape[1], n_words = shape[2], lanes = isa.lanes, columns = out.shape[3]
         long row_stride = out.strides[2] // 4, out_step = out.strides[3] // 4
         long task, group, position, n, first, count, r
-        float *panel = new_floats((n_terms + 2 * BLOCK) * lanes)
+        float *panel = new_floats((n_words + 2 * BLOCK) * lanes)
         float *s
         float *peaks
 
     if panel == NULL:
         raise MemoryError("no memory for one panel of a convolution")
-    s = panel + n_terms * lanes
+    s = panel + n_words * lanes
     peaks = s + BLOCK * lanes
-    image.channel_stride, image.row_stride = images.strides[1] // 4, images.strides[2] // 4
-    image.height, image.width = images.shape[2], images.shape[3]
     with nogil:
-        memset(panel, 0, n_terms * lanes * sizeof(float))  # lanes beyond the last position are computed too
+        memset(panel, 0, n_words * lanes * sizeof(float))  # lanes beyond the last position are computed too
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
                 break
             group, position = tasks[task, 1], tasks[task, 2]
-            image.data = &images[tasks[task, 0], group * depth, 0, 0]
+            image.data = images + tasks[task, 0] * image.image_stride + group * depth * image.channel_stride
+            own = filters + group * channels * n_words
             while position < tasks[task, 3]:
                 n = min(lanes, tasks[task, 3] - position)
-                load(&image, depth, taps, &steps[0], position, n, columns, panel, lanes)
+                load(&image, depth, taps, steps, position, n, columns, panel, lanes)
                 first = 0
                 while first < channels:
                     count = min(BLOCK, channels - first)
-                    isa.score(&filters[group, first, 0], n_terms, count, n_terms, panel,
+                    isa.score(own + first * n_words, n_words, count, isa.pair * n_words, panel,
                               (n + isa.vector - 1) // isa.vector, s, peaks)
                     for r in range(count):
                         store(s + r * lanes, lanes, bias[group * channels + first + r] if bias is not None else 0,
@@ -126,3 +156,22 @@ def convolve(
                     first += count
                 position += n
     free(panel)
+
+
+def pair_channels(
+    const float[:, :, :, ::1] images, const int64_t[:, ::1] tasks, int32_t[:, :, :, ::1] words, int64_t[::1] counter,
+):
+    """Two channels a word, rounded to bfloat16 (see `pyclattn.reference.conv`)."""
+    cdef:
+        const tile_isa *isa = bfloat16()
+        long depth = images.shape[2], task, image, group, first, last
+
+    with nogil:
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            image, group, first, last = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+            isa.pack_columns(&images[image, group, 2 * first, 0], images.strides[2] // 4, NULL,
+                             min(2 * last, depth) - 2 * first, images.shape[3],
+                             <float *> &words[image, group, first, 0])

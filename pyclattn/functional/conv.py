@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from pyclattn import _dispatch, _threads
-from pyclattn.arrays import Float32, Given, Int64
-from pyclattn.errors import ShapeError
+from pyclattn.arrays import Float32, Given, Int32, Int64
+from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.functional import _check
 from pyclattn.functional._product import SMALL
 
@@ -49,8 +49,9 @@ def bound_convolution(
     Parameters
     ----------
     images : float32 array (N, groups x C, H, W)
-        Any view with contiguous rows.
-    filters : float32 array (groups, M, taps x C), C order
+        Any view with contiguous rows. Words of two channels, int32, where the filters are
+        (`pyclattn.functional.conv_bfloat16`): C counts words then.
+    filters : float32 or int32 array (groups, M, taps x C), C order
         A filter's weights, channel by channel for each tap.
     taps : sequence of (int, int)
         What a position sees: (row, column) beside ``position * steps``. Beyond the image stand zeros.
@@ -74,7 +75,8 @@ def bound_convolution(
     >>> out.tolist()
     [[[[0.0, 1.0, 3.0], [3.0, 7.0, 9.0]]]]
     """
-    x, f = _check.rows("images", images, 4), np.ascontiguousarray(_check.rows("filters", filters, 3))
+    is_paired = getattr(filters, "dtype", None) == np.int32
+    x, f = _terms("images", images, 4, is_paired), np.ascontiguousarray(_terms("filters", filters, 3, is_paired))
     if not isinstance(out, np.ndarray) or out.ndim != 4 or out.dtype != np.float32:
         raise ShapeError(f"out must be a float32 array of rank 4, got {getattr(out, 'shape', type(out).__name__)}")
     groups, channels, terms = f.shape
@@ -94,7 +96,18 @@ def bound_convolution(
         return lambda: None
     threads = _threads.resolve(n_threads) if out.size * terms >= SMALL else 1
     tasks = _cut(x.shape[0], groups, out.shape[2] * out.shape[3])
-    return _dispatch.bind("conv.convolve", threads, x, f, places, shift, np.array(steps, np.int64), tasks, out)
+    kernel = "conv.convolve_bfloat16" if is_paired else "conv.convolve"
+    return _dispatch.bind(kernel, threads, x, f, places, shift, np.array(steps, np.int64), tasks, out)
+
+
+def _terms(name: str, given: Given, rank: int, is_paired: bool) -> Float32 | Int32:
+    """What is multiplied: float32, or words of bfloat16."""
+    if not is_paired:
+        return _check.rows(name, given, rank)
+    if getattr(given, "dtype", None) != np.int32 or given.ndim != rank:
+        found = f"{getattr(given, 'dtype', type(given).__name__)} {np.shape(given)}"
+        raise DTypeError(f"{name} must be int32 words of rank {rank}, as the filters are, got {found}")
+    return given if given.strides[-1] == 4 or given.shape[-1] < 2 else np.ascontiguousarray(given)
 
 
 @lru_cache(maxsize=64)
@@ -112,3 +125,10 @@ def ordered_filters(weight: Float32, taps: Sequence[tuple[int, int]]) -> Float32
     """Kernel elements ``taps`` of a weight (groups, M, C, rows, columns) as filters (groups, M, taps, C)."""
     rows, columns = np.array(taps, np.int64).reshape(-1, 2).T
     return weight[:, :, :, rows, columns].swapaxes(2, 3)
+
+
+def grouped(weight: Float32, groups: int, is_transposed: bool) -> Float32:
+    """A weight (G x M, C, ...), of a transposed convolution (G x C, M, ...), as (G, M, C, rows, columns)."""
+    places = weight.shape[2:] if weight.ndim == 4 else (1, *weight.shape[2:])
+    kernel = weight.reshape(groups, -1, weight.shape[1], *places)
+    return kernel.swapaxes(1, 2) if is_transposed else kernel

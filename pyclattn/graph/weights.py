@@ -1,4 +1,5 @@
-"""Weights made ready before any run: packed for dense layers, and kept plain only where something else reads them."""
+"""Weights made ready before any run: packed for dense layers and convolutions, kept plain only where something else
+reads them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 from pyclattn.functional.dense import Packed, is_fast, pack_weight
 from pyclattn.functional.dense_bfloat16 import pack_bfloat16
 from pyclattn.functional.dense_int8 import LARGEST_DEPTH, pack_int8
+from pyclattn.graph.filters import CONVOLUTIONS, PackedFilters, packing_of
 from pyclattn.graph.program import Op, Program, nested, walk
 from pyclattn.graph.spec import Spec
 
@@ -36,7 +38,7 @@ def weight_bytes(program: Program) -> int:
 
 
 def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: str = "float32") -> None:
-    """Give every constant that is a dense layer's weight its packed form, and take away the plain one if unused.
+    """Give every weight of a dense layer or convolution its packed form, and take away the plain one if unused.
 
     Parameters
     ----------
@@ -50,13 +52,13 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: 
     """
     if not is_fast() and precision == "float32":
         return
-    packed: dict[str, Callable[[np.ndarray], Packed]] = {}
+    packed: dict[str, Callable[[np.ndarray], Packed | PackedFilters]] = {}
     plain = set(outputs)
     for op, extra in uses:
         plain.update(extra)
         for i, name in enumerate(op.inputs):
             how = _packer(op, i, specs[name], precision) if name in specs else None
-            if how is None or packed.setdefault(name, how) is not how:
+            if how is None or packed.setdefault(name, how) != how:
                 plain.add(name)
     for name, how in packed.items():
         spec = specs[name]
@@ -64,9 +66,13 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: 
         specs[name].packed = how(spec.value)
 
 
-def _packer(op: Op, i: int, spec: Spec, precision: str) -> Callable[[np.ndarray], Packed] | None:
+def _packer(op: Op, i: int, spec: Spec, precision: str) -> Callable[[np.ndarray], Packed | PackedFilters] | None:
     """How input ``i`` of an operator is packed, if it is a weight that may be."""
-    if spec.packed is not None or spec.ndim != 2 or spec.size < LEAST_PACKED:
+    if spec.packed is not None or spec.size < LEAST_PACKED:
+        return None
+    if op.kind in CONVOLUTIONS and i == 1:
+        return packing_of(op, spec, precision)
+    if spec.ndim != 2:
         return None
     if op.kind in DENSE and i == 1 and spec.dtype == np.float32:
         return PACK[precision]

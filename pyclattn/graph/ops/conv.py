@@ -10,7 +10,7 @@ import numpy as np
 from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.graph import blocks
-from pyclattn.graph.ops.conv_tile import Phase, is_tiled, tiled
+from pyclattn.graph.ops.conv_tile import is_tiled, plain_phase, plane, remainder_phases, seen_at, tiled
 from pyclattn.graph.ops.linear import SPLIT
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.ops.windows import Slots, Window, padded, sliding, window
@@ -42,26 +42,13 @@ def _conv(node: Node) -> Kernel:
         raise ShapeError(f"kernel_shape {w.kernel} does not fit weight {weight.shape}")
     if node.has(2) and node.shape(2) != (weight.shape[0],):
         raise ShapeError(f"the bias must have shape {(weight.shape[0],)}, got {node.shape(2)}")
+    m, n_terms = weight.shape[0] // groups, weight.shape[1] * int(np.prod(w.kernel))
     is_pointwise = set(w.kernel) == {1} and set(w.strides) == {1}
-    size = int(np.prod(w.kernel))
-    if not is_pointwise and is_tiled(x, weight, weight.shape[0] // groups, weight.shape[1], size):
-        return _tiled(node, x, weight, w, groups)
+    if weight.packed is not None or (not is_pointwise and is_tiled(x, weight, m, n_terms)):
+        out = Spec((x.shape[0], weight.shape[0], *w.outputs(x.shape[2:])), x.dtype)
+        phase = plain_phase(w.kernel, w.dilations, w.begin)
+        return tiled(node, out, groups, [phase], plane(w.strides, 1), False)
     return convolution(x, weight, w, groups, node.has(2), node)
-
-
-def _tiled(node: Node, x: Spec, weight: Spec, w: Window, groups: int) -> Kernel:
-    """One phase: every output sees the input alike."""
-    out = Spec((x.shape[0], weight.shape[0], *w.outputs(x.shape[2:])), x.dtype)
-    kernel, strides, dilations, begin = (_plane(n, rest) for n, rest in ((w.kernel, 1), (w.strides, 1),
-                                                                         (w.dilations, 1), (w.begin, 0)))  # fmt: skip
-    elements = list(every(range(kernel[0]), range(kernel[1])))
-    taps = [(r * dilations[0] - begin[0], c * dilations[1] - begin[1]) for r, c in elements]
-    return tiled(node, out, groups, [Phase(elements, taps)], strides, False)
-
-
-def _plane(numbers, row) -> tuple:
-    """One entry an axis, of rows too where there is one axis."""
-    return (row, *numbers) if len(numbers) == 1 else tuple(numbers)
 
 
 def convolution(x: Spec, weight: Spec, w: Window, groups: int, bias: bool, node: Node) -> Kernel:
@@ -177,9 +164,10 @@ def _conv_transpose(node: Node) -> Kernel:
     if min(outputs) < 0:
         raise ShapeError(f"padding takes more than there is: output {outputs}")
     axes = [_axis(*of) for of in zip(spatial, kernel, strides, dilations, begin, outputs)]
-    seen = int(np.prod([max(map(len, a.taps)) for a in axes]))
-    if is_tiled(x, weight, weight.shape[1], weight.shape[0] // groups, seen):
-        return _tiled_phases(node, x, weight, groups, axes)
+    n_terms = weight.shape[0] // groups * int(np.prod([max(map(len, a.taps)) for a in axes]))
+    if weight.packed is not None or is_tiled(x, weight, weight.shape[1], n_terms):
+        out = Spec((x.shape[0], weight.shape[1] * groups, *outputs), x.dtype)
+        return tiled(node, out, groups, remainder_phases([a.taps for a in axes], strides), (1, 1), True)
     return _transposed(node, x, weight, groups, axes)
 
 
@@ -216,26 +204,7 @@ class _Axis:
 
 
 def _axis(n: int, kernel: int, stride: int, dilation: int, begin: int, out: int) -> _Axis:
-    taps: list[list[tuple[int, int]]] = [[] for _ in range(min(stride, max(out, 1)))]
-    for phase, found in enumerate(taps):
-        for k in range(kernel):
-            shift, rest = divmod(phase + begin - k * dilation, stride)
-            if rest == 0:
-                found.append((k, shift))
-    return _Axis(n, out, stride, taps)
-
-
-def _tiled_phases(node: Node, x: Spec, weight: Spec, groups: int, axes: list[_Axis]) -> Kernel:
-    """One phase for each remainder of the output position by the strides."""
-    out = Spec((x.shape[0], weight.shape[1] * groups, *(a.out for a in axes)), x.dtype)
-    rows, columns = _plane(axes, _Axis(1, 1, 1, [[(0, 0)]]))
-    phases = []
-    for r, row_taps in enumerate(rows.taps):
-        for c, column_taps in enumerate(columns.taps):
-            both = list(every(row_taps, column_taps))
-            elements, taps = ([(a[i], b[i]) for a, b in both] for i in (0, 1))
-            phases.append(Phase(elements, taps, (r, c), (rows.stride, columns.stride)))
-    return tiled(node, out, groups, phases, (1, 1), True)
+    return _Axis(n, out, stride, seen_at(kernel, stride, dilation, begin, min(stride, max(out, 1))))
 
 
 def _transposed(node: Node, x: Spec, weight: Spec, groups: int, axes: list[_Axis]) -> Kernel:

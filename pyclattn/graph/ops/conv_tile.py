@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product as every
 
 import numpy as np
 
 from pyclattn.functional import conv
+from pyclattn.functional.conv_bfloat16 import bound_pairing
+from pyclattn.graph import blocks
 from pyclattn.graph.spec import Kernel, Node, Spec
 
 # With fewer channels filling the panel costs more than the product saves.
 LEAST_CHANNELS = 8
+Places = tuple[tuple[int, int], ...]  # row and column of each
 
 
 @dataclass(frozen=True)
@@ -19,25 +24,69 @@ class Phase:
 
     Attributes
     ----------
-    elements : list of (int, int)
+    elements : tuple of (int, int)
         Kernel elements, row and column.
-    taps : list of (int, int)
+    taps : tuple of (int, int)
         Where in the input each is, beside position x steps.
     first : (int, int)
         The first output row and column; every ``every``-th from there belongs to the phase.
     """
 
-    elements: list[tuple[int, int]]
-    taps: list[tuple[int, int]]
+    elements: Places
+    taps: Places
     first: tuple[int, int] = (0, 0)
     every: tuple[int, int] = (1, 1)
 
 
-def is_tiled(x: Spec, weight: Spec, channels: int, depth: int, n_elements: int) -> bool:
-    """Whether the tile takes a convolution of ``depth`` channels to ``channels``, each of one group."""
+def plain_phase(kernel: Sequence[int], dilations: Sequence[int], begin: Sequence[int]) -> Phase:
+    """Of a convolution: every output sees the input alike."""
+    (rows, columns), (down, right), (top, left) = plane(kernel, 1), plane(dilations, 1), plane(begin, 0)
+    elements = tuple(every(range(rows), range(columns)))
+    return Phase(elements, tuple((r * down - top, c * right - left) for r, c in elements))
+
+
+def remainder_phases(axes: Sequence[Sequence[Sequence[tuple[int, int]]]], strides: Sequence[int]) -> list[Phase]:
+    """Of a transposed convolution: one for each remainder of the output position by the strides.
+
+    ``axes`` has for each axis, for each remainder, the kernel elements that are seen and where, as of `seen_at`.
+    """
+    rows, columns = plane(axes, [[(0, 0)]])
+    steps = plane(strides, 1)
+    phases = []
+    for r, row_taps in enumerate(rows):
+        for c, column_taps in enumerate(columns):
+            both = list(every(row_taps, column_taps))
+            elements, taps = (tuple((a[i], b[i]) for a, b in both) for i in (0, 1))
+            phases.append(Phase(elements, taps, (r, c), steps))
+    return phases
+
+
+def seen_at(kernel: int, stride: int, dilation: int, begin: int, n_phases: int) -> list[list[tuple[int, int]]]:
+    """For each remainder below ``n_phases``: (kernel element, shift of the input it sees)."""
+    taps: list[list[tuple[int, int]]] = [[] for _ in range(n_phases)]
+    for phase, found in enumerate(taps):
+        for k in range(kernel):
+            shift, rest = divmod(phase + begin - k * dilation, stride)
+            if rest == 0:
+                found.append((k, shift))
+    return taps
+
+
+def plane(numbers: Sequence, row) -> tuple:
+    """One entry an axis, of rows too where there is one axis."""
+    return (row, *numbers) if len(numbers) == 1 else tuple(numbers)
+
+
+def fits_tile(channels: int, n_terms: int) -> bool:
+    """Whether the tile takes a convolution to ``channels`` of one group, each a sum of so many terms."""
+    return channels >= LEAST_CHANNELS and 1 < n_terms <= conv.MOST_TERMS and conv.is_fast()
+
+
+def is_tiled(x: Spec, weight: Spec, channels: int, n_terms: int) -> bool:
+    """The same of these arrays."""
     if x.dtype != np.float32 or weight.dtype != np.float32 or x.ndim not in (3, 4) or x.strides is not None:
         return False
-    return channels >= LEAST_CHANNELS and 1 < depth * n_elements <= conv.MOST_TERMS and conv.is_fast()
+    return fits_tile(channels, n_terms)
 
 
 def tiled(
@@ -45,37 +94,65 @@ def tiled(
 ) -> Kernel:
     """Kernel of a convolution by phases; the weight is (G x M, C, ...), or (G x C, M, ...) of a transposed one."""
     x, weight, threads = node.spec(0), node.spec(1), node.settings.n_threads
-
-    def plane(shape: tuple[int, ...]) -> tuple[int, ...]:
-        """With rows, of which one axis alone has one."""
-        return shape if len(shape) == 4 else (*shape[:2], 1, *shape[2:])
+    depth = weight.shape[0] // groups if is_transposed else weight.shape[1]
+    packed = weight.packed if weight.packed is not None and weight.packed.holds(phases) else None
+    copied = 0 if x.strides is None else -(-x.nbytes // 64) * 64
+    is_paired = packed is not None and packed.is_paired
+    n_words = -(-depth // 2) if is_paired else 0
+    words_shape = (x.shape[0], groups, n_words, int(np.prod(x.shape[2:])))
+    paired = -(-4 * int(np.prod(words_shape)) // 64) * 64
 
     def bind(ins, outs, scratch):
-        images, target = ins[0].reshape(plane(x.shape)), outs[0].reshape(plane(out.shape))
-        kernel = ins[1].reshape(groups, -1, *plane(weight.shape)[1:])
-        if is_transposed:
-            kernel = kernel.swapaxes(1, 2)
-        fills, calls, begin = [], [], 0
-        for phase in phases:
-            given = conv.ordered_filters(kernel, phase.elements)
-            n_bytes = given.size * 4
-            filters = scratch[begin : begin + n_bytes].view(np.float32).reshape(given.shape)
-            begin += n_bytes
-            fills.append((filters, phase.elements))
+        calls, source = [], ins[0]
+        if copied:
+            source = scratch[: x.nbytes].view(np.float32).reshape(x.shape)
+            calls.append(blocks.elementwise(lambda a, o: np.copyto(o, a), [ins[0]], source, threads))
+        images = source.reshape(_plane_shape(x.shape))
+        if is_paired:
+            words = scratch[copied : copied + 4 * int(np.prod(words_shape))].view(np.int32)
+            flat = source.reshape(x.shape[0], groups, depth, -1)
+            calls.append(bound_pairing(flat, words.reshape(words_shape), n_threads=threads))
+            images = words.reshape(x.shape[0], groups * n_words, *images.shape[2:])
+        target, bias = outs[0].reshape(_plane_shape(out.shape)), ins[2] if node.has(2) else None
+        filters: list[np.ndarray]
+        if packed is not None:
+            filters = [packed.filters[phase.elements] for phase in phases]
+        else:
+            kernel = conv.grouped(ins[1], groups, is_transposed)
+            filters, fill = _filled(kernel, phases, scratch[copied + paired :])
+            calls.append(fill)
+        for phase, own in zip(phases, filters):
             view = target[:, :, phase.first[0] :: phase.every[0], phase.first[1] :: phase.every[1]]
-            flat, bias = filters.reshape(*filters.shape[:2], -1), ins[2] if node.has(2) else None
             calls.append(
-                conv.bound_convolution(images, flat, phase.taps, bias, steps=steps, n_threads=threads, out=view)
+                conv.bound_convolution(images, own, phase.taps, bias, steps=steps, n_threads=threads, out=view)
             )
 
         def run():
-            for filters, elements in fills:
-                np.copyto(filters, conv.ordered_filters(kernel, elements))
             for call in calls:
                 call()
 
         return run
 
-    depth = weight.shape[0] // groups if is_transposed else weight.shape[1]
     panel = conv.panel_bytes(depth * max(len(phase.elements) for phase in phases))
-    return Kernel([out], bind, scratch=-(-weight.nbytes // 64) * 64, transient=weight.nbytes + threads * panel)
+    ordered = 0 if packed is not None else -(-weight.nbytes // 64) * 64
+    return Kernel([out], bind, scratch=copied + paired + ordered, transient=ordered + threads * panel)
+
+
+def _plane_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """With rows, of which one axis alone has one."""
+    return shape if len(shape) == 4 else (*shape[:2], 1, *shape[2:])
+
+
+def _filled(kernel: np.ndarray, phases: list[Phase], scratch: np.ndarray):
+    """The filters of each phase, in scratch, and the call that puts them there."""
+    filters, begin = [], 0
+    for phase in phases:
+        given = conv.ordered_filters(kernel, phase.elements)
+        filters.append(scratch[begin : begin + given.nbytes].view(np.float32).reshape(given.shape))
+        begin += given.nbytes
+
+    def fill():
+        for own, phase in zip(filters, phases):
+            np.copyto(own, conv.ordered_filters(kernel, phase.elements))
+
+    return [own.reshape(*own.shape[:2], -1) for own in filters], fill
