@@ -11,6 +11,7 @@ COMMANDS = {
     "models": "whole models, time and peak memory, against ONNX Runtime and OpenVINO",
     "overhead": "a short input through a whole model, against ONNX Runtime",
     "pareto": "error against time of every method, on what trained models give it; rivals included",
+    "outputs": "what clustered attention changes at the end of three models, and how much faster their attention is",
     "calibration": "plans on images they have not seen; auto beside exact attention at every length",
     "methods": "CAST, Centroid and clustered encoders against the exact one, speed and memory; their bars",
     "serving": "a service under load, its start and memory, and ONNX Runtime behind the same server",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.tasks.captures import captured
-from bench.tasks.fetch import ASTRONAUT, SALIENCY, FetchError, fetch
+from bench.tasks.fetch import ASTRONAUT, COFFEE, HUBBLE, SALIENCY, WIDE_BASELINE, FetchError, File, fetch
 from bench.tasks.workers import peak_memory
 from pyclattn import _threads
 from pyclattn.errors import PyclattnError
@@ -27,6 +27,7 @@ SIZE, PATCH = 1022, 14
 # ImageNet's, which the model was trained with.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DYNAMIC = {"input_image": (2, 3)}
+PHOTOGRAPHS = (ASTRONAUT, COFFEE, HUBBLE, WIDE_BASELINE[0])
 ENGINES = {
     "onnxruntime": "ONNX Runtime",
     "exact": "pyclattn, exact",
@@ -43,17 +44,17 @@ ATTENTION = {
 RUNS = 3
 
 
-def normalised(height: int, width: int) -> np.ndarray:
-    """The photograph as the model takes it: (1, 3, height, width)."""
-    pixels = np.asarray(photograph(height, width), np.float32) / 255
+def normalised(height: int, width: int, file: File = ASTRONAUT) -> np.ndarray:
+    """A photograph as the model takes it: (1, 3, height, width)."""
+    pixels = np.asarray(photograph(height, width, file), np.float32) / 255
     return ((pixels - np.float32(MEAN)) / np.float32(DEVIATION)).transpose(2, 0, 1)[None].astype(np.float32)
 
 
-def photograph(height: int, width: int):
-    """The photograph as a PIL image of this size."""
+def photograph(height: int, width: int, file: File = ASTRONAUT):
+    """A photograph as a PIL image of this size."""
     from PIL import Image
 
-    (path,) = fetch(ASTRONAUT)
+    (path,) = fetch(file)
     with Image.open(path) as image:
         return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 

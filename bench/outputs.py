@@ -1,0 +1,181 @@
+"""``python -m bench outputs``: what clustered attention changes at a model's end, and how much faster its attention is.
+
+Genes of 6,000 and of 30,000 nucleotides (TIS Transformer), 8,192 keypoints of a wide-baseline pair (LighterGlue) and
+four photographs of 1022 pixels (ViT-S/14), with exact and with co-clustered attention. Speed is that of the attentions
+that are replaced, all of them together, while the model runs. Parts are kept as soon as they are measured: a run that
+was stopped goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import machine
+from bench.rows import Row, heading, tally, tokens
+from bench.tasks import genomics, matching, saliency
+from bench.tasks.photographs import WALL, pair
+from pyclattn import _threads
+from pyclattn.graph.ops.attention import METHODS
+from pyclattn.model import load
+
+RESULTS = Path(__file__).parent / "results" / "outputs.json"
+# Nucleotides: genes, least speed of the heads that see everything.
+GENES = {6_000: (7, 2.5), 30_000: (3, 8.0)}
+PROBABILITY_BAR = 0.008
+GENE_ATTENTION = {"method": "coclustered", "n_exact": 128}
+KEYPOINTS, POINTS_BAR, F1_BAR, MATCHING_BAR = 8_192, 0.5, 0.96, 3.0
+# Matching is sharp: it wants many small clusters.
+MATCHING_ATTENTION = {"method": "coclustered", "n_query_clusters": 272, "n_key_clusters": 91, "n_exact": 512}
+CORRELATION_BAR, OVERLAP_BAR, SALIENCY_BAR = 0.9998, 0.985, 4.0
+SALIENCY_ATTENTION = {"method": "coclustered", "n_exact": 128}
+# What is run before the clock, so that code is loaded and threads have started: nucleotides or keypoints, and pixels.
+WARM, WARM_SIZE = 2_500, 700
+
+
+@contextmanager
+def clock() -> Iterator[list[float]]:
+    """Seconds of each call of an attention that a plan chooses, as they are made."""
+    seconds: list[float] = []
+
+    def timed(function: Callable) -> Callable:
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                seconds.append(time.perf_counter() - start)
+
+        return call
+
+    kept = dict(METHODS)
+    METHODS.update({name: timed(function) for name, function in kept.items()})
+    try:
+        yield seconds
+    finally:
+        METHODS.update(kept)
+
+
+def run_all(call: Callable, inputs: list) -> tuple[list, float]:
+    """A model's outputs, and the seconds its attentions took."""
+    with clock() as seconds:
+        outputs = [call(x) for x in inputs]
+    return outputs, sum(seconds)
+
+
+def genes(length: int, n_threads: int) -> Iterator[Row]:
+    """Probabilities that translation starts at each nucleotide."""
+    n_genes, bar = GENES[length]
+    sequences = [sequence for sequence, _ in genomics.genes(genomics.labelled(), length, n_genes)]
+    found = {}
+    for name, attention in (("exact", "exact"), ("near", GENE_ATTENTION)):
+        model = genomics.network(attention, n_threads)
+        model(sequences[0][:WARM])
+        found[name] = run_all(model, sequences)
+    (exact, slow), (near, fast) = found["exact"], found["near"]
+    apart = [float(np.abs(a - b).max()) for a, b in zip(near, exact)]
+    same = all(a.argmax() == b.argmax() for a, b in zip(near, exact))
+    at, note = tokens(length), f"{len(sequences)} genes: " + ", ".join(f"{d:.4f}" for d in apart)
+    yield Row("genomics", "largest probability difference, median", at, float(np.median(apart)), unit="relative",
+              sense="<=", bar=PROBABILITY_BAR, note=note)  # fmt: skip
+    yield Row("genomics", "the same nucleotide first", at, same, sense="is", bar=True)
+    yield Row("genomics", "attention's speed, heads that see everything", at, slow / fast, bar=bar,
+              note=f"exact {slow:.2f} s; {described(GENE_ATTENTION)}")  # fmt: skip
+
+
+def matches(n_threads: int) -> Iterator[Row]:
+    """Matches of a wall seen from two sides."""
+    images = pair(WALL)
+    found: dict[str, Any] = {}
+    for name, attention in (("exact", "exact"), ("near", MATCHING_ATTENTION)):
+        extract, match = matching.networks(attention, n_threads)
+        features = [extract(image, KEYPOINTS) for image in (images.first, images.second)]
+        match(*(extract(image, WARM) for image in (images.first, images.second)))
+        outputs, seconds = run_all(lambda both, match=match: match(*both)[0], [features])
+        found[name] = outputs[0], seconds
+    (wanted, slow), (pairs, fast) = found["exact"], found["near"]
+    points = {name: x.keypoints for name, x in zip(("first", "second"), features)}
+    before, after = (matching.score(images, points, x, wanted) for x in (wanted, pairs))
+    at = tokens(KEYPOINTS)
+    yield Row("matching", "share under 3 px, points less than exact's", at, 100 * (before.share - after.share), unit="",
+              sense="<=", bar=POINTS_BAR, note=f"{after.share:.1%} of {after.n_matches:,}")  # fmt: skip
+    yield Row("matching", "F1 of the matches", at, after.f1, unit="r2", bar=F1_BAR)
+    yield Row("matching", "attention's speed", at, slow / fast, bar=MATCHING_BAR,
+              note=f"exact {slow:.2f} s; {described(MATCHING_ATTENTION)}")  # fmt: skip
+
+
+def heat_maps(n_threads: int) -> Iterator[Row]:
+    """What a vision transformer looks at in four photographs."""
+    images = [{"input_image": saliency.normalised(saliency.SIZE, saliency.SIZE, file)} for file in saliency.PHOTOGRAPHS]
+    small = {"input_image": saliency.normalised(WARM_SIZE, WARM_SIZE)}
+    found = {}
+    for name, attention in (("exact", "exact"), ("near", SALIENCY_ATTENTION)):
+        model = load(saliency.converted(), attention=attention, n_threads=n_threads)
+        model(**small)
+        found[name] = run_all(lambda feed, model=model: next(iter(model(**feed).values())), images)
+    (exact, slow), (near, fast) = found["exact"], found["near"]
+    agreed = np.array([saliency.agreement(a, b) for a, b in zip(near, exact)])
+    at = tokens((saliency.SIZE // saliency.PATCH) ** 2 + 1)
+    for number, (what, bar) in enumerate((("correlation", CORRELATION_BAR), ("overlap at 0.5", OVERLAP_BAR))):
+        note = ", ".join(f"{x:.5f}" for x in agreed[:, number])
+        yield Row("saliency", f"heat map's {what}, the least of {len(images)}", at, float(agreed[:, number].min()),
+                  unit="r2", bar=bar, note=note)  # fmt: skip
+    yield Row("saliency", "attention's speed", at, slow / fast, bar=SALIENCY_BAR,
+              note=f"exact {slow:.2f} s; {described(SALIENCY_ATTENTION)}")  # fmt: skip
+
+
+def described(attention: dict) -> str:
+    """Settings as words.
+
+    Examples
+    --------
+    >>> described({"method": "coclustered", "n_exact": 128})
+    'n_exact 128'
+    """
+    return ", ".join(f"{name} {value}" for name, value in attention.items() if name != "method")
+
+
+PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
+    **{f"genes-{length}": partial(genes, length) for length in GENES},
+    "matching": matches,
+    "saliency": heat_maps,
+}
+
+
+def main(given: list[str] | None = None) -> int:
+    """Measure what is missing, print the table; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m bench outputs", description=__doc__)
+    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure these anew (default: what is missing)")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where results are kept (%(default)s)")
+    options = parser.parse_args(given)
+    kept: dict[str, Any] = {"parts": {}}
+    if options.json.exists() and not options.fresh:
+        kept = json.loads(options.json.read_text())
+    kept["machine"] = machine.describe(options.threads)
+    print(heading(), flush=True)
+    found = []
+    for name, part in PARTS.items():
+        if name in options.only if options.only else name not in kept["parts"]:
+            kept["parts"][name] = [row.as_dict() for row in part(options.threads)]
+            options.json.write_text(json.dumps(kept, indent=1) + "\n")
+        for row in map(Row.from_dict, kept["parts"].get(name, ())):
+            found.append(row)
+            print(row.line(), flush=True)
+    print(f"\n{tally(found)}; {options.threads} threads")
+    return int(any(row.verdict == "MISS" for row in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
