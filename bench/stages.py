@@ -60,7 +60,7 @@ IMPROVED = {
 }
 COCLUSTERED = {
     "axes": ("coclusters.covariances",),
-    "assign": ("clustering.nearest_assign",),
+    "assign": ("clustering.lloyd_along", "clustering.nearest_assign"),
     "sort": ("clustering.sort_by_label",),
     "means": ("clustering.cluster_means",),
     "rows": ("coclusters.sort_rows",),

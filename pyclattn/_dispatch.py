@@ -39,6 +39,7 @@ OWNERS = {
     "clustering.hamming_assign": "numba",
     "clustering.hamming_update": "numba",
     "clustering.nearest_assign": "cython",
+    "clustering.lloyd_along": "cython",
     "clustering.sort_by_label": "numba",
     "clustering.cluster_means": "cython",
     "coclusters.covariances": "cython",

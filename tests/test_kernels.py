@@ -403,6 +403,8 @@ def test_nearest_assign(name, fast, dim, n_clusters, rank, kind):
     tasks = tasks_of(token_spans[:, 2] - token_spans[:, 1], 3, 64)
     tasks[:, 2] += token_spans[tasks[:, 0], 1]
     axes = np.random.default_rng(rank).standard_normal((2, 3, rank, dim), dtype=np.float32) if rank else None
+    if rank:
+        centroids = np.ascontiguousarray(np.einsum("hcd,hrd->hcr", centroids, axes[0]))
 
     def make(new):
         labels = new((3, len(index)), np.int32, -7)
@@ -414,7 +416,7 @@ def test_nearest_assign(name, fast, dim, n_clusters, rank, kind):
             x = rows[batch, h, index[start:stop]].astype(np.float64)
             centers = centroids[h, cluster_offsets[s] : cluster_offsets[s + 1]].astype(np.float64)
             if rank:
-                x, centers = x @ axes[s, h].T, centers @ axes[s, h].T
+                x = x @ axes[s, h].T
             tied = near_ties(x, centers)
             assert tied.mean() < 0.05
             assert (got[h, start:stop] == want[h, start:stop])[~tied].all()
@@ -435,6 +437,48 @@ def test_nearest_assign_ties_go_to_the_lowest(name, fast):
 
     want, got = both(name, fast, make)
     compare.assert_same_bits(got, want)
+
+
+@kernel("clustering.lloyd_along")
+@pytest.mark.parametrize(
+    ("dim", "n_clusters", "rank"), [(16, 20, 16), (64, 130, 16), (3, 1, 1), (65, 33, 7), (40, 9, 40)]
+)
+def test_lloyd_along(name, fast, dim, n_clusters, rank):
+    """Whole numbers on whole axes: nothing is rounded but means, so that a float64 reference decides alike."""
+    rng = np.random.default_rng(dim)
+    centers = 8 * rng.integers(-9, 10, (5, dim))
+    rows = (centers[rng.integers(0, 5, (2, 3, 300))] + rng.integers(-2, 3, (2, 3, 300, dim))).astype(np.float32)
+    axes = rng.integers(-1, 2, (3, 3, rank, dim)).astype(np.float32)
+    token_spans, index = holes_index(2, 300)
+    token_spans = np.concatenate([token_spans, [[1, len(index), len(index)]]])  # an empty sequence has no cluster
+    counts = np.minimum([n_clusters, max(1, n_clusters // 2), 0], token_spans[:, 2] - token_spans[:, 1])
+    cluster_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    tasks = np.array([[s, h] for s in range(3) for h in range(3)], np.int64)
+
+    def make(new):
+        centroids = new((3, int(cluster_offsets[-1]), rank), np.float32, -7.0)
+        return (rows, token_spans, index, axes, cluster_offsets, 3, tasks, centroids), centroids
+
+    want, got = both(name, fast, make)
+    compare.assert_close(got, want, 1e-6)
+
+
+@kernel("clustering.lloyd_along")
+def test_lloyd_along_keeps_empty_clusters(name, fast):
+    """Equal rows are all of the first of equal centroids; the others stay where they began."""
+    rows = np.ones((1, 1, 64, 4), np.float32)
+    rows[0, 0, 60:] = 5
+
+    def make(new):
+        centroids = new((1, 4, 2), np.float32, -7.0)
+        return (
+            rows, spans([0, 0, 64]), np.arange(64), np.ones((1, 1, 2, 4), np.float32), np.array([0, 4]), 3,
+            np.zeros((1, 2), np.int64), centroids,
+        ), centroids  # fmt: skip
+
+    want, got = both(name, fast, make)
+    compare.assert_same_bits(got, want)
+    assert (got[0, 1:] == 4).all()
 
 
 @kernel("clustering.sort_by_label")

@@ -3,6 +3,7 @@
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa, tile_prefetch
 
@@ -90,6 +91,31 @@ def hash_rows(
         free(memory)
 
 
+cdef void halve_norms(const float *centers, long n, long rank, float *half_norms) noexcept nogil:
+    """Half the square length of each centroid."""
+    cdef long c, d
+    cdef double norm
+    for c in range(n):
+        norm = 0
+        for d in range(rank):
+            norm += <double> centers[c * rank + d] * centers[c * rank + d]
+        half_norms[c] = <float> (0.5 * norm)
+
+
+cdef void label_panel(const tile_isa *isa, const float *panel, long vectors, const float *centers,
+                      const float *half_norms, long n_clusters, long rank, float *s, float *best,
+                      int32_t *labels) noexcept nogil:
+    """The nearest centroid of each lane; `s` has room for a block of scores and its peaks."""
+    cdef long done = 0, n, i
+    for i in range(isa.lanes):
+        best[i], labels[i] = 2 * TILE_MASKED, 0
+    while done < n_clusters:
+        n = min(TILE_KEYS, n_clusters - done)
+        isa.score(centers + done * rank, rank, n, rank, panel, vectors, s, s + TILE_KEYS * padded(isa.lanes))
+        isa.nearest(s, n, vectors, half_norms + done, <int32_t> done, best, labels)
+        done += n
+
+
 def nearest_assign(
     const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index,
     const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, :, ::1] axes,
@@ -100,20 +126,16 @@ def nearest_assign(
         const tile_isa *isa
         float *memory
         float *panel
+        float *shadow  # the rows on the axes
         float *s
-        float *peaks
         float *best
         int32_t *lane_labels
         float *half_norms
-        float *shadows       # the centroids on the axes
-        float *shadow_panel  # the rows
-        float *ones
         float *place
         const float *centers
-        long depth = rows.shape[3], stride = rows.strides[2] // 4, rank = depth if axes is None else axes.shape[2]
-        long task, sequence, head, batch, n, vectors, i, c, d, lanes, first, n_clusters, done
+        long depth = rows.shape[3], stride = rows.strides[2] // 4, rank = centroids.shape[2]
+        long task, sequence, head, batch, n, vectors, i, lanes, first, n_clusters
         int64_t at, stop
-        double norm
         long most = 0
 
     with nogil:
@@ -121,21 +143,16 @@ def nearest_assign(
         lanes = isa.lanes
         for i in range(cluster_offsets.shape[0] - 1):
             most = max(most, cluster_offsets[i + 1] - cluster_offsets[i])
-        memory = new_floats((depth + rank + 2 * TILE_KEYS + 1 + 3) * padded(lanes) + padded(most) + most * rank)
+        memory = new_floats((depth + rank + 2 * TILE_KEYS + 3) * padded(lanes) + padded(most))
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of k-means")
         panel = memory
-        s = panel + depth * padded(lanes)
-        peaks = s + TILE_KEYS * padded(lanes)
-        best = peaks + (TILE_KEYS + 1) * padded(lanes)
+        shadow = panel + depth * padded(lanes)
+        s = shadow + rank * padded(lanes)
+        best = s + (2 * TILE_KEYS + 1) * padded(lanes)
         lane_labels = <int32_t *> (best + padded(lanes))
-        ones = <float *> lane_labels + padded(lanes)
-        half_norms = ones + padded(lanes)
-        shadow_panel = half_norms + padded(most)
-        shadows = shadow_panel + rank * padded(lanes)
-        for i in range(lanes):
-            ones[i] = 1
+        half_norms = <float *> lane_labels + padded(lanes)
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -145,40 +162,113 @@ def nearest_assign(
             first = cluster_offsets[sequence]
             n_clusters = cluster_offsets[sequence + 1] - first
             centers = &centroids[head, first, 0] if n_clusters > 0 else NULL
-            if axes is not None:
-                c = 0
-                while c < n_clusters:
-                    n = min(lanes, n_clusters - c)
-                    isa.load(centers + c * depth, depth, NULL, n, depth, 1.0, panel)
-                    isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel,
-                              (n + isa.vector - 1) // isa.vector, shadow_panel, peaks)
-                    isa.store(shadow_panel, ones, n, rank, 1.0, NULL, shadows + c * rank, rank, NULL)
-                    c += n
-                centers = shadows
-            for c in range(n_clusters):
-                norm = 0
-                for d in range(rank):
-                    norm += <double> centers[c * rank + d] * centers[c * rank + d]
-                half_norms[c] = <float> (0.5 * norm)
+            halve_norms(centers, n_clusters, rank, half_norms)
             while at < stop:
                 n = min(lanes, stop - at)
                 vectors = (n + isa.vector - 1) // isa.vector
                 isa.load(&rows[batch, head, 0, 0], stride, &index[at], n, depth, 1.0, panel)
                 place = panel
                 if axes is not None:
-                    isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadow_panel, peaks)
-                    place = shadow_panel
-                for i in range(lanes):
-                    best[i], lane_labels[i] = 2 * TILE_MASKED, 0
-                done = 0
-                while done < n_clusters:
-                    c = min(TILE_KEYS, n_clusters - done)
-                    isa.score(centers + done * rank, rank, c, rank, place, vectors, s, peaks)
-                    isa.nearest(s, c, vectors, half_norms + done, <int32_t> done, best, lane_labels)
-                    done += c
+                    isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadow, s)
+                    place = shadow
+                label_panel(isa, place, vectors, centers, half_norms, n_clusters, rank, s, best, lane_labels)
                 for i in range(n):
                     labels[head, at + i] = lane_labels[i]
                 at += n
+        free(memory)
+
+
+def lloyd_along(
+    const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index,
+    const float[:, :, :, ::1] axes, const int64_t[::1] cluster_offsets, long n_iterations,
+    const int64_t[:, ::1] tasks, float[:, :, ::1] centroids, int64_t[::1] counter,
+):
+    """k-means along the axes (see `pyclattn.reference.clustering`)."""
+    cdef:
+        const tile_isa *isa
+        float *memory
+        float *panel
+        float *shadows       # [panels][rank][lanes]: the rows on the axes
+        float *points        # [rows][rank]: the same, row by row
+        float *s
+        float *best
+        int32_t *lane_labels
+        float *half_norms
+        float *ones
+        float *centers
+        const float *row
+        double *totals       # [clusters][rank]
+        int64_t *counts
+        long depth = rows.shape[3], stride = rows.strides[2] // 4, rank = axes.shape[2]
+        long task, sequence, head, batch, n, vectors, i, c, d, lanes, first, n_clusters, _turn
+        long most = 0, most_rows = 0
+        int64_t start, n_rows, at
+
+    with nogil:
+        isa = current()
+        lanes = isa.lanes
+        for i in range(cluster_offsets.shape[0] - 1):
+            most = max(most, cluster_offsets[i + 1] - cluster_offsets[i])
+            most_rows = max(most_rows, spans[i, 2] - spans[i, 1])
+        memory = new_floats((depth + 2 * TILE_KEYS + 4) * padded(lanes) + 2 * (most_rows + lanes) * rank
+                            + padded(most) + 2 * padded(most) + 2 * padded(most * rank))
+        if memory == NULL:
+            with gil:
+                raise MemoryError("no memory for one sample of k-means")
+        panel = memory
+        s = panel + depth * padded(lanes)
+        best = s + (2 * TILE_KEYS + 1) * padded(lanes)
+        lane_labels = <int32_t *> (best + padded(lanes))
+        ones = <float *> lane_labels + padded(lanes)
+        half_norms = ones + padded(lanes)
+        counts = <int64_t *> (half_norms + padded(most))
+        totals = <double *> (counts + padded(most))
+        shadows = <float *> (totals + padded(most * rank))
+        points = shadows + (most_rows + lanes) * rank
+        for i in range(lanes):
+            ones[i] = 1
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            sequence, head = tasks[task, 0], tasks[task, 1]
+            batch, start = spans[sequence, 0], spans[sequence, 1]
+            n_rows = spans[sequence, 2] - start
+            first = cluster_offsets[sequence]
+            n_clusters = cluster_offsets[sequence + 1] - first
+            if n_clusters == 0:
+                continue
+            at = 0
+            while at < n_rows:
+                n = min(lanes, n_rows - at)
+                vectors = (n + isa.vector - 1) // isa.vector
+                isa.load(&rows[batch, head, 0, 0], stride, &index[start + at], n, depth, 1.0, panel)
+                isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadows + at * rank, s)
+                isa.store(shadows + at * rank, ones, n, rank, 1.0, NULL, points + at * rank, rank, NULL)
+                at += lanes
+            centers = &centroids[head, first, 0]
+            for c in range(n_clusters):
+                memcpy(centers + c * rank, points + c * n_rows // n_clusters * rank, rank * sizeof(float))
+            for _turn in range(n_iterations):
+                halve_norms(centers, n_clusters, rank, half_norms)
+                memset(totals, 0, n_clusters * rank * sizeof(double))
+                memset(counts, 0, n_clusters * sizeof(int64_t))
+                at = 0
+                while at < n_rows:
+                    n = min(lanes, n_rows - at)
+                    vectors = (n + isa.vector - 1) // isa.vector
+                    label_panel(isa, shadows + at * rank, vectors, centers, half_norms, n_clusters, rank, s, best,
+                                lane_labels)
+                    for i in range(n):
+                        c, row = lane_labels[i], points + (at + i) * rank
+                        counts[c] += 1
+                        for d in range(rank):
+                            totals[c * rank + d] += row[d]
+                    at += lanes
+                for c in range(n_clusters):
+                    if counts[c] > 0:
+                        for d in range(rank):
+                            centers[c * rank + d] = <float> (totals[c * rank + d] / counts[c])
         free(memory)
 
 

@@ -16,13 +16,15 @@ from pyclattn import _threads
 from pyclattn._blas import single
 from pyclattn._dispatch import launch
 from pyclattn.arrays import Float32, Float64, Int64
-from pyclattn.functional._grouping import CHUNK, Grouping, means, sort, token_tasks
-from pyclattn.functional._ragged import Tokens, per_head
+from pyclattn.functional._grouping import Grouping, sort
+from pyclattn.functional._ragged import Tokens, per_chunk, per_head
 
 # Rows a covariance is taken from: with 2048 errors were the same to 2 %.
 COVARIANCE_ROWS = 1024
 # Rows of the k-means sample for each cluster, and its updates: half of either cost 7 % more error.
 ROWS_PER_CLUSTER, N_ITERATIONS = 16, 3
+# Rows of one task of the last assignment: whole panels of every instruction set.
+ASSIGNED = 1536
 
 
 def strided(tokens: Tokens, counts: Int64) -> Tokens:
@@ -94,17 +96,21 @@ def each(n_tasks: int, function: Callable[[int], None], n_threads: int) -> None:
 
 def group_along(rows: Float32, tokens: Tokens, axes: Float32, n_clusters: Int64, n_threads: int) -> Grouping:
     """Cluster each sequence's tokens into ``n_clusters[s]`` along the axes: k-means on a sample, then all rows once."""
-    counts = np.minimum(n_clusters, tokens.lengths)
+    n_heads, counts = rows.shape[1], np.minimum(n_clusters, tokens.lengths)
     sample = strided(tokens, counts * ROWS_PER_CLUSTER)
-    part = _empty(rows, sample, counts)
-    start = strided(sample, counts)
-    batches = sample.spans[part.sequences, 0]
-    centroids = np.ascontiguousarray(rows[batches, :, start.index].swapaxes(0, 1))
-    for _ in range(N_ITERATIONS):
-        _assign(rows, sample, centroids, axes, part, n_threads)
-        means(rows, sample, part, centroids, n_threads)
     grouping = _empty(rows, tokens, counts)
-    _assign(rows, tokens, centroids, axes, grouping, n_threads)
+    centroids = np.empty((n_heads, len(grouping.sequences), axes.shape[2]), np.float32)
+    launch(
+        "clustering.lloyd_along", n_threads, rows, sample.spans, sample.index, axes, grouping.cluster_offsets,
+        N_ITERATIONS, per_head(len(counts), n_heads), centroids,
+    )  # fmt: skip
+    tasks = per_chunk(tokens.lengths, n_heads, ASSIGNED)
+    tasks[:, 2] += tokens.spans[tasks[:, 0], 1]
+    launch(
+        "clustering.nearest_assign", n_threads, rows, tokens.spans, tokens.index, centroids, grouping.cluster_offsets,
+        axes, tasks, ASSIGNED, grouping.labels,
+    )  # fmt: skip
+    sort(tokens, grouping, n_threads)
     return grouping
 
 
@@ -116,13 +122,3 @@ def _empty(rows: Float32, tokens: Tokens, counts: Int64) -> Grouping:
         np.empty((n_heads, n_tokens), np.int32), offsets, sequences, np.empty((n_heads, n_tokens), np.int64),
         np.zeros((n_heads, offsets[-1] + 1), np.int64),
     )  # fmt: skip
-
-
-def _assign(
-    rows: Float32, tokens: Tokens, centroids: Float32, axes: Float32, grouping: Grouping, n_threads: int
-) -> None:
-    launch(
-        "clustering.nearest_assign", n_threads, rows, tokens.spans, tokens.index, centroids, grouping.cluster_offsets,
-        axes, token_tasks(tokens, rows.shape[1]), CHUNK, grouping.labels,
-    )  # fmt: skip
-    sort(tokens, grouping, n_threads)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pyclattn.arrays import Codes, Float32, Int32, Int64
+from pyclattn.arrays import Codes, Float32, Float64, Int32, Int64
 from pyclattn.reference._tasks import drawn
 
 
@@ -101,8 +101,8 @@ def nearest_assign(
 ) -> None:  # fmt: skip
     """Label each row with its nearest centroid (Euclidean), ties to the lowest.
 
-    With ``axes`` (n_sequences, heads, rank, D) distances are between the products of rows and centroids with them.
-    A task is [sequence, head, first token].
+    With ``axes`` (n_sequences, heads, rank, D) the centroids lie on them, (H, clusters, rank), and so do the rows'
+    products with the axes. A task is [sequence, head, first token].
     """
     for sequence, head, first in drawn(tasks, counter):
         batch, _, stop = spans[sequence].tolist()
@@ -110,11 +110,38 @@ def nearest_assign(
         tokens = slice(first, min(first + chunk, stop))
         x, centers = rows[batch, head, index[tokens]].astype(np.float64), centroids[head, own].astype(np.float64)
         if axes is not None:
-            across = axes[sequence, head].astype(np.float64).T
-            x, centers = x @ across, centers @ across
-        # |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2)
-        likeness = x @ centers.T - 0.5 * (centers * centers).sum(axis=-1)
-        labels[head, tokens] = np.argmax(np.where(np.isnan(likeness), -np.inf, likeness), axis=-1)
+            x = x @ axes[sequence, head].astype(np.float64).T
+        labels[head, tokens] = _nearest(x, centers)
+
+
+def _nearest(x: Float64, centers: Float64) -> Int64:
+    # |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2)
+    likeness = x @ centers.T - 0.5 * (centers * centers).sum(axis=-1)
+    return np.argmax(np.where(np.isnan(likeness), -np.inf, likeness), axis=-1)
+
+
+def lloyd_along(
+    rows: Float32, spans: Int64, index: Int64, axes: Float32, cluster_offsets: Int64, n_iterations: int, tasks: Int64,
+    centroids: Float32, counter: Int64,
+) -> None:  # fmt: skip
+    """k-means of the rows' products with the axes (n_sequences, heads, rank, D), from rows that are evenly spread.
+
+    ``centroids`` (H, clusters, rank) become the means after the last assignment; an empty cluster keeps its own. A
+    task is [sequence, head].
+    """
+    for sequence, head in drawn(tasks, counter):
+        batch, start, stop = spans[sequence].tolist()
+        own = slice(int(cluster_offsets[sequence]), int(cluster_offsets[sequence + 1]))
+        n_clusters = own.stop - own.start
+        if n_clusters == 0:
+            continue
+        x = rows[batch, head, index[start:stop]].astype(np.float64) @ axes[sequence, head].astype(np.float64).T
+        centers = x[np.arange(n_clusters) * len(x) // n_clusters]
+        for _ in range(n_iterations):
+            labels = _nearest(x, centers)
+            for c in np.unique(labels):
+                centers[c] = x[labels == c].mean(axis=0)
+        centroids[head, own] = centers
 
 
 def sort_by_label(
