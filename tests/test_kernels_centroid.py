@@ -40,30 +40,23 @@ def test_gather_inputs(name, fast, layout, m, dim, width):
             compare.assert_close(got[1], want[1], compare.EXACT)
 
 
-def pairs_case(rng, batch, n_centroids, n_inputs, k):
-    """Neighbours with empty places, and their pairs in groups by input."""
+def some_neighbors(rng, batch, n_centroids, n_inputs, k):
+    """Neighbours of centroids, with empty places."""
     neighbors = np.argsort(rng.random((batch, n_centroids, n_inputs)), axis=-1)[..., :k]
-    neighbors = np.where(rng.random(neighbors.shape) < 0.3, -1, neighbors)
-    pairs, offsets = [], []
-    for b in range(batch):
-        flat = neighbors[b].ravel()
-        offsets.append([len(pairs)])
-        for i in range(n_inputs):
-            pairs += np.flatnonzero(flat == i).tolist()
-            offsets[b].append(len(pairs))
-    return neighbors, np.array(pairs, np.int64), np.array(offsets, np.int64)
+    return np.where(rng.random(neighbors.shape) < 0.3, -1, neighbors)
 
 
 @kernel("centroid.weigh_pairs")
+@pytest.mark.parametrize("is_by_centroid", [False, True])
 @pytest.mark.parametrize(("m", "k", "dim"), [(1, 1, 1), (20, 5, 16), (9, 40, 33)])
-def test_weigh_pairs(name, fast, m, k, dim):
+def test_weigh_pairs(name, fast, is_by_centroid, m, k, dim):
     query, key, _ = inputs.tensors(batch=2, heads=4, kv_heads=2, n=m, n_keys=60, dim=dim)
-    neighbors, pairs, offsets = pairs_case(np.random.default_rng(m), 2, m, 60, k)
-    tasks = tasks_of([60, 60], 4, 7)[::2].copy()
+    neighbors = some_neighbors(np.random.default_rng(m), 2, m, 60, k)
+    tasks = np.array([[0, 0], [0, 3], [1, 2]])  # the other heads are not asked for
 
     def make(new):
         weights = new((2, 4, m, k), np.float32, np.nan)
-        return (query, key, neighbors, pairs, offsets, 0.4, tasks, 7, weights), weights
+        return (query, key, neighbors, is_by_centroid, 0.4, tasks, weights), weights
 
     want, got = both(name, fast, make)
     compare.assert_close(got, want, compare.EXACT)
@@ -75,7 +68,7 @@ def test_weigh_pairs(name, fast, m, k, dim):
 def test_gather_pairs(name, fast, is_divided, m, k, width):
     value = inputs.tensors(batch=2, heads=2, n=60, dim=8, width=width)[2]
     rng = np.random.default_rng(m)
-    neighbors, _, _ = pairs_case(rng, 2, m, 60, k)
+    neighbors = some_neighbors(rng, 2, m, 60, k)
     weights = np.where(neighbors[:, None] < 0, 0, rng.random((2, 4, m, k))).astype(np.float32)
     weights[0, 0, 0] = 0  # a centroid that holds nothing
     tasks = tasks_of([m, m], 4, 6)

@@ -1,11 +1,11 @@
 """Centroid attention: inputs go by in blocks, centroids are the lanes of several panels (centroids.h)."""
 
-from libc.math cimport exp
+from libc.math cimport exp2f
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport TILE_KEYS, current, draw_task, new_floats, padded, tile_isa
+from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa
 
 cdef double LOG2E = 1.4426950408889634
 # Scores of a block: 2^17 floats = 512 kB, half of a second-level cache; but at least 16 inputs share a panel.
@@ -155,51 +155,70 @@ def gather_inputs(
         free(w.memory)
 
 
-cdef double dot(const float *a, const float *b, long n) noexcept nogil:
-    cdef double total = 0
-    cdef long i
-    for i in range(n):
-        total += <double> a[i] * b[i]
-    return total
+cdef float dot(const float *a, const float *b, long n) noexcept nogil:
+    cdef float sums[8]  # side by side, so that the compiler keeps them in vectors
+    cdef long i, e, whole = n // 8 * 8
+    for i in range(8):
+        sums[i] = 0
+    for e in range(0, whole, 8):
+        for i in range(8):
+            sums[i] += a[e + i] * b[e + i]
+    for e in range(whole, n):
+        sums[0] += a[e] * b[e]
+    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
+
+
+cdef struct Group:  # of the pairs of one input, or of one centroid
+    float peak
+    double total
 
 
 def weigh_pairs(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const int64_t[:, :, ::1] neighbors,
-    const int64_t[::1] pairs, const int64_t[:, ::1] offsets, double scale, const int64_t[:, ::1] tasks, long chunk,
-    float[:, :, :, ::1] weights, int64_t[::1] counter,
+    bint is_by_centroid, double scale, const int64_t[:, ::1] tasks, float[:, :, :, ::1] weights,
+    int64_t[::1] counter,
 ):
     """Softmax within groups of pairs (see `pyclattn.reference.centroid`)."""
     cdef:
-        long depth = query.shape[3], n_neighbors = neighbors.shape[2], group = query.shape[1] // max(key.shape[1], 1)
-        long task, batch, head, first, at
-        int64_t t, pair, j, row, start, stop
-        float *own
-        float logit, peak = 0
-        double total
+        long depth = query.shape[3], n_neighbors = neighbors.shape[2], n_centroids = query.shape[2]
+        long n_groups = n_centroids if is_by_centroid else key.shape[2], task, batch, head, of_key, at, k
+        float factor = <float> (scale * LOG2E)
+        Group *groups
+        Group *own
+        const int64_t *rows
+        float *w
 
     with nogil:
+        groups = <Group *> malloc(max(1, n_groups) * sizeof(Group))
+        if groups == NULL:
+            with gil:
+                raise MemoryError("no memory for the groups of centroid attention")
         while True:
             task = draw_task(&counter[0])
-            if task >= tasks.shape[0]:
+            if task >= tasks.shape[0] or n_centroids * n_neighbors == 0:
                 break
-            batch, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
-            for at in range(first, min(first + chunk, offsets.shape[1] - 1)):
-                start, stop = offsets[batch, at], offsets[batch, at + 1]
-                if start == stop:
-                    continue
-                own = &weights[batch, head, 0, 0]
-                for t in range(start, stop):
-                    pair, j = pairs[t], pairs[t] // n_neighbors
-                    row = neighbors[batch, j, pair % n_neighbors]
-                    logit = <float> (scale * dot(&query[batch, head, j, 0], &key[batch, head // group, row, 0], depth))
-                    own[pair] = logit
-                    peak = logit if t == start or logit > peak else peak
-                total = 0
-                for t in range(start, stop):
-                    own[pairs[t]] = <float> exp(own[pairs[t]] - peak)
-                    total += own[pairs[t]]
-                for t in range(start, stop):
-                    own[pairs[t]] = <float> (own[pairs[t]] / total)
+            batch, head = tasks[task, 0], tasks[task, 1]
+            of_key = head // (query.shape[1] // key.shape[1])
+            rows, w = &neighbors[batch, 0, 0], &weights[batch, head, 0, 0]
+            for at in range(n_groups):
+                groups[at].peak, groups[at].total = TILE_MASKED, 0
+            for at in range(n_centroids):
+                for k in range(at * n_neighbors, (at + 1) * n_neighbors):
+                    if rows[k] < 0:
+                        continue
+                    w[k] = factor * dot(&query[batch, head, at, 0], &key[batch, of_key, rows[k], 0], depth)
+                    own = &groups[at if is_by_centroid else rows[k]]
+                    own.peak = max(own.peak, w[k])
+            for at in range(n_centroids):
+                for k in range(at * n_neighbors, (at + 1) * n_neighbors):
+                    if rows[k] >= 0:
+                        own = &groups[at if is_by_centroid else rows[k]]
+                        w[k] = exp2f(w[k] - own.peak)
+                        own.total += w[k]
+            for at in range(n_centroids):
+                for k in range(at * n_neighbors, (at + 1) * n_neighbors):
+                    w[k] = <float> (w[k] / groups[at if is_by_centroid else rows[k]].total) if rows[k] >= 0 else 0
+        free(groups)
 
 
 def gather_pairs(

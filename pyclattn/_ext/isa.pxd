@@ -47,7 +47,8 @@ cdef extern from "tile.h" nogil:
         void (*tilt)(float *, long, const float *, const float *, long, const float *, const float *,
                      const float *) noexcept nogil
         void (*share)(float *, long, long, long, float *) noexcept nogil
-        void (*apart)(const float *, long, long, long, const float *, long, float *, float *) noexcept nogil
+        void (*nearby)(const float *, long, long, const float *, const int64_t *, int64_t, float *, tile_best *,
+                       long) noexcept nogil
         long (*farthest)(const float *, long, long, const float *, float *) noexcept nogil
         void (*laplace)(float *, long, long) noexcept nogil
         void (*add_shares)(const float *, long, long, const float *, float *) noexcept nogil

@@ -24,17 +24,72 @@ INL vf square_distance(const vf *panel, long j, long depth, const float *point) 
     return total;
 }
 
-static void tile_apart(const float *points, long stride, long n, long depth, const float *panel, long vectors,
-                       float *s, float *group_peaks) {
-    vf *scores = (vf *)s, *peaks = (vf *)group_peaks;
-    for (long k = 0; k < n; k++)
-        for (long j = 0; j < vectors; j++) {
-            vf x = -square_distance((const vf *)panel, j, depth, points + k * stride);
-            x = larger(spread(-3.4028234663852886e38f), x);
-            scores[k * NV + j] = x;
-            vf *peak = peaks + k / MR * NV + j;
-            *peak = k % MR ? larger(x, *peak) : x;
+/* How many of some distances are at most a bound. */
+INL long n_within(const vf *distances, long n_vectors, float bound) {
+    vi count = {0};
+    long total = 0;
+    for (long v = 0; v < n_vectors; v++) count -= distances[v] <= spread(bound);
+    for (int i = 0; i < VL; i++) total += count[i];
+    return total;
+}
+
+/* A bound that at least topk of n distances keep, and at most `most`, unless too many are equal. Their bits have their
+ * order: halved in between. */
+INL float bound_within(const vf *distances, long n_vectors, long n, long topk, long most) {
+    const float largest = 3.4028234663852886e38f;
+    int32_t low = -1, high;
+    float bound = largest;
+    memcpy(&high, &largest, 4);
+    while (n > most && high - low > 1) {
+        int32_t middle = low + (high - low) / 2;
+        float trial;
+        memcpy(&trial, &middle, 4);
+        long count = n_within(distances, n_vectors, trial);
+        if (count < topk) {
+            low = middle;
+        } else {
+            high = middle;
+            bound = trial;
+            n = count;
         }
+    }
+    return bound;
+}
+
+INL void nearby_of(const float *panels, long n, long depth, const float *center, const int64_t *index,
+                   int64_t first_row, float *s, tile_best *best, long lane) {
+    vf *distances = (vf *)s;
+    long n_vectors = (n + VL - 1) / VL, room = best->room;
+    for (long p = 0; p * NV < n_vectors; p++)
+        for (long j = 0; j < NV && p * NV + j < n_vectors; j++)
+            distances[p * NV + j] = -larger(spread(-3.4028234663852886e38f),
+                                            -square_distance((const vf *)panels + p * depth * NV, j, depth, center));
+    for (long i = n; i < n_vectors * VL; i++) s[i] = INFINITY; /* lanes without a point */
+    if (best->counts[lane] == 0 && n > room) { /* nothing is known yet, and most points are none of the nearest */
+        float bound = bound_within(distances, n_vectors, n, best->topk, room - 1);
+        int32_t next;
+        memcpy(&next, &bound, 4);
+        next++; /* a score must exceed the threshold, and the bound itself is within */
+        memcpy(&bound, &next, 4);
+        best->threshold[lane] = -bound;
+    }
+    for (long v = 0; v < n_vectors; v++) {
+        uint32_t hits = above(-distances[v], spread(best->threshold[lane]));
+        for (; hits; hits &= hits - 1) {
+            long k = v * VL + __builtin_ctz(hits), at = lane * room + best->counts[lane]++;
+            best->scores[at] = -s[k];
+            best->rows[at] = index ? index[k] : first_row + k;
+            if (best->counts[lane] == room) tile_cut(best, lane);
+        }
+    }
+}
+
+static void tile_nearby(const float *panels, long n, long depth, const float *center, const int64_t *index,
+                        int64_t first_row, float *s, tile_best *best, long lane) {
+    if (depth == 3) /* coordinates unrolled */
+        nearby_of(panels, n, 3, center, index, first_row, s, best, lane);
+    else
+        nearby_of(panels, n, depth, center, index, first_row, s, best, lane);
 }
 
 INL long farthest_of(const float *panels, long n_panels, long depth, const float *center, float *nearest) {

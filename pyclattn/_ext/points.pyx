@@ -3,11 +3,13 @@
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
+    TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
 )
+
+cdef long BLOCK = 2048  # points that all queries of a task look at in turn: with their distances 32 kB in 3-D
 
 
 cdef long longest(const int64_t[:, ::1] spans) noexcept nogil:
@@ -17,15 +19,22 @@ cdef long longest(const int64_t[:, ::1] spans) noexcept nogil:
     return most
 
 
+cdef void load(const tile_isa *isa, const float *points, const int64_t *index, long n, long depth,
+               float *panels) noexcept nogil:
+    """`n` rows of points (or those at `index`) as lanes of panels."""
+    cdef long first = 0
+    while first < n:
+        isa.load(points if index != NULL else points + first * depth, depth, NULL if index == NULL else index + first,
+                 min(isa.lanes, n - first), depth, 1.0, panels + first * depth)
+        first += isa.lanes
+
+
 cdef void choose(const tile_isa *isa, const float *points, const int64_t *index, int64_t start, long n, long depth,
                  float *panels, float *nearest, int64_t[::1] chosen) noexcept nogil:
     """Of the `n` rows from `start` on (or at index[0], ...) the first, then the farthest from those chosen."""
     cdef long n_panels = (n + isa.lanes - 1) // isa.lanes, i, number, at = 0
     cdef int64_t row
-    for i in range(n_panels):
-        isa.load(points if index != NULL else points + (start + i * isa.lanes) * depth, depth,
-                 NULL if index == NULL else index + i * isa.lanes, min(isa.lanes, n - i * isa.lanes), depth, 1.0,
-                 panels + i * isa.lanes * depth)
+    load(isa, points if index != NULL else points + start * depth, index, n, depth, panels)
     for i in range(n_panels * isa.lanes):
         nearest[i] = <float> 3.4028234663852886e38 if i < n else -1
     for number in range(chosen.shape[0]):
@@ -80,66 +89,53 @@ def find_nearest(
     """The points nearest to each of `chunk` queries (see `pyclattn.reference.points`)."""
     cdef:
         const tile_isa *isa
-        tile_best best
+        tile_best best  # a list for each query
         float *memory
-        float *panel
+        float *panels
         float *s
-        float *peaks
-        float *gathered
-        float *lists
         const float *rows
-        const float *block
-        const int64_t *numbers
-        long depth = points.shape[2], lanes, task, sequence, batch, first, stop, at, n, n_keys, n_points, k, lane, t
+        const int64_t *numbers = NULL
+        long depth = points.shape[2], lanes, task, sequence, batch, first, stop, at, n, room, query, t
         int64_t start
 
     with nogil:
         isa = current()
         lanes = isa.lanes
-        memory = new_floats((depth + 2 * TILE_KEYS + 1) * padded(lanes) + padded(TILE_KEYS * depth)
-                            + best_size(lanes, topk))
+        room = (min(BLOCK, longest(spans)) + lanes - 1) // lanes * lanes
+        memory = new_floats((depth + 1) * padded(room) + best_size(chunk, topk))
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of neighbours")
-        panel = memory
-        s = panel + depth * padded(lanes)
-        peaks = s + TILE_KEYS * padded(lanes)
-        gathered = peaks + (TILE_KEYS + 1) * padded(lanes)
-        lists = gathered + padded(TILE_KEYS * depth)
-        best_at(&best, lists, lanes, topk)
+        panels, s = memory, memory + depth * padded(room)
+        memset(panels, 0, depth * padded(room) * sizeof(float))  # lanes without a point hold numbers
+        best_at(&best, s + padded(room), chunk, topk)
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
                 break
             sequence, first = tasks[task, 0], tasks[task, 1]
             batch, start = spans[sequence, 0], spans[sequence, 1]
-            n_points = spans[sequence, 2] - start
-            rows = &points[batch, 0, 0]
             stop = min(queries.shape[1], first + chunk)
-            while first < stop:
-                n = min(lanes, stop - first)
-                isa.load(&queries[batch, first, 0], depth, NULL, n, depth, 1.0, panel)
-                memset(best.counts, 0, lanes * sizeof(long))
-                for lane in range(lanes):  # idle lanes must never be hit
-                    best.threshold[lane] = 2 * TILE_MASKED if lane < n else INFINITY
-                at = 0
-                while at < n_points:
-                    n_keys = min(TILE_KEYS, n_points - at)
-                    block, numbers = rows + (start + at) * depth, NULL
-                    if index is not None:
-                        numbers, block = &index[start + at], gathered
-                        for k in range(n_keys):
-                            memcpy(gathered + k * depth, rows + numbers[k] * depth, depth * sizeof(float))
-                    isa.apart(block, depth, n_keys, depth, panel, (n + isa.vector - 1) // isa.vector, s, peaks)
-                    isa.pick(s, peaks, n_keys, (n + isa.vector - 1) // isa.vector, numbers, start + at, &best)
-                    at += n_keys
-                for lane in range(n):
-                    isa.cut(&best, lane)
-                    for t in range(best.counts[lane]):
-                        distances[batch, first + lane, t] = -best.scores[lane * best.room + t]
-                        neighbors[batch, first + lane, t] = best.rows[lane * best.room + t]
-                    for t in range(best.counts[lane], topk):
-                        distances[batch, first + lane, t] = INFINITY
-                        neighbors[batch, first + lane, t] = -1
-                first += n
+            rows = &points[batch, 0, 0]
+            memset(best.counts, 0, chunk * sizeof(long))
+            for query in range(chunk):
+                best.threshold[query] = 2 * TILE_MASKED  # below all scores
+            at = start
+            while at < spans[sequence, 2]:
+                n = min(BLOCK, spans[sequence, 2] - at)
+                if index is not None:
+                    numbers = &index[at]
+                load(isa, rows if index is not None else rows + at * depth, numbers, n, depth, panels)
+                for query in range(first, stop):
+                    isa.nearby(panels, n, depth, &queries[batch, query, 0], numbers, at, s, &best, query - first)
+                at += n
+            for query in range(first, stop):
+                at = query - first
+                isa.cut(&best, at)
+                for t in range(best.counts[at]):
+                    distances[batch, query, t] = -best.scores[at * best.room + t]
+                    neighbors[batch, query, t] = best.rows[at * best.room + t]
+                for t in range(best.counts[at], topk):
+                    distances[batch, query, t] = INFINITY
+                    neighbors[batch, query, t] = -1
         free(memory)

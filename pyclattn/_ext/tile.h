@@ -98,9 +98,10 @@ typedef struct {
     /* what centroid attention needs (centroids.h): each row of scores, over n_lanes lanes of panels panel_stride
      * floats apart, becomes 2^(s - its largest), idle lanes 0; totals[k] = the sum of row k */
     void (*share)(float *s, long panel_stride, long n, long n_lanes, float *totals);
-    /* square distances (points.h): s[k] = -|points[k] - panel|^2 */
-    void (*apart)(const float *points, long stride, long n, long depth, const float *panel, long vectors, float *s,
-                  float *group_peaks);
+    /* square distances (points.h) of n points, lanes of panels, to a center: appended, negative, to list `lane` where
+     * they beat its threshold; row of point k: index[k] or first_row + k; room in s for all lanes */
+    void (*nearby)(const float *panels, long n, long depth, const float *center, const int64_t *index,
+                   int64_t first_row, float *s, tile_best *best, long lane);
     /* nearest <- min(nearest, square distance to the center), of whole panels; the first place of the largest */
     long (*farthest)(const float *panels, long n_panels, long depth, const float *center, float *nearest);
     /* what CAST needs (cast.h): s <- the Laplace attention function of s; total[k] += s[k] * factor */

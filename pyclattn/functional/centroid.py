@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,7 +19,7 @@ NORMALIZATIONS = ("centroids", "inputs", "both")
 # Inputs of one task: enough that its sums over M centroids are small beside them; M at least, so that the sums of all
 # tasks together never outgrow the inputs.
 CHUNK = 1024
-CHUNK_PAIRS = 256  # groups of pairs, or centroids, of one task where there are neighbours
+CHUNK_PAIRS = 256  # centroids of one task that gathers neighbours
 
 
 def centroid_attention(
@@ -124,8 +125,8 @@ def working_bytes(
     int
     """
     (n_batch, n_heads, n_centroids, depth), (n_inputs, width) = query, value[2:]
-    if n_neighbors is not None:  # weights, and lists of pairs and groups
-        return n_batch * (n_centroids * n_neighbors * (4 * n_heads + 64) + 16 * n_inputs)
+    if n_neighbors is not None:  # weights, neighbours ordered for the check, and a group of pairs for each input
+        return n_batch * n_centroids * n_neighbors * (4 * n_heads + 24) + 16 * n_threads * max(n_inputs, n_centroids)
     parts = -(-n_inputs // max(CHUNK, n_centroids))
     rows = max(16, min(128, (1 << 17) // max(1, n_centroids)))
     of_thread = 4 * (n_centroids + 48) * (depth + width + 1 + rows) + 4 * rows * (depth + width + 50)
@@ -181,18 +182,23 @@ def _gather_pairs(
     """Softmax over pairs of a centroid and a neighbour."""
     out = _ragged.output(q, v.shape[3], None, False, fill=False)
     n_batch, n_heads, n_centroids, n_neighbors = *q.shape[:3], neighbors.shape[2]
-    pairs, offsets = _groups(neighbors, k.shape[2], normalize == "inputs", padding, absent)
-    weights = np.zeros((n_batch, n_heads, n_centroids, n_neighbors), np.float32)
-    threads = threads if len(pairs) * n_heads * (q.shape[3] + v.shape[3]) > SMALL else 1
-    tasks = _tasks(n_batch, n_heads, offsets.shape[1] - 1)
-    launch("centroid.weigh_pairs", threads, q, k, neighbors, pairs, offsets, factor, tasks, CHUNK_PAIRS, weights)
-    tasks = _tasks(n_batch, n_heads, n_centroids)
+    for is_left_out in _left_out(neighbors, padding, absent):
+        neighbors = np.where(is_left_out, -1, neighbors)
+    weights = np.empty((n_batch, n_heads, n_centroids, n_neighbors), np.float32)
+    threads = threads if weights.size * (q.shape[3] + v.shape[3]) > SMALL else 1
+    tasks = _ragged.per_head(n_batch, n_heads)
+    launch("centroid.weigh_pairs", threads, q, k, neighbors, normalize == "inputs", factor, tasks, weights)
+    tasks = _ragged.per_chunk(np.full(n_batch, n_centroids), n_heads, CHUNK_PAIRS)
     launch("centroid.gather_pairs", threads, v, neighbors, weights, normalize == "both", tasks, CHUNK_PAIRS, out)
     return out
 
 
-def _tasks(n_batch: int, n_heads: int, n_items: int) -> Int64:
-    return _ragged.per_chunk(np.full(n_batch, n_items), n_heads, CHUNK_PAIRS)
+def _left_out(neighbors: Int64, padding: Bool | None, absent: Bool | None) -> Iterator[Bool]:
+    """Pairs of a padded input or of a centroid that is none."""
+    if padding is not None:
+        yield padding[np.arange(len(neighbors))[:, None, None], neighbors]
+    if absent is not None:
+        yield absent[:, :, None]
 
 
 def _neighbors(given: Given, shape: tuple[int, int], n_inputs: int) -> Int64:
@@ -216,25 +222,6 @@ def _neighbors(given: Given, shape: tuple[int, int], n_inputs: int) -> Int64:
             f"{centroid} of batch entry {batch}"
         )
     return array
-
-
-def _groups(
-    neighbors: Int64, n_inputs: int, is_by_centroid: bool, padding: Bool | None, absent: Bool | None
-) -> tuple[Int64, Int64]:
-    """Pairs j K + slot in groups of one input (or centroid), and where the groups begin (B, groups + 1)."""
-    n_batch, n_centroids, n_neighbors = neighbors.shape
-    seen = neighbors >= 0
-    if padding is not None:
-        seen &= ~padding[np.arange(n_batch)[:, None, None], neighbors]
-    if absent is not None:
-        seen &= ~absent[:, :, None]
-    batch, centroid, slot = np.nonzero(seen)
-    n_groups = n_centroids if is_by_centroid else n_inputs
-    owner = batch * n_groups + (centroid if is_by_centroid else neighbors[seen])
-    starts = np.zeros(n_batch * n_groups + 1, np.int64)
-    np.cumsum(np.bincount(owner, minlength=n_batch * n_groups), out=starts[1:])
-    offsets = starts[np.arange(n_batch)[:, None] * n_groups + np.arange(n_groups + 1)]
-    return (centroid * n_neighbors + slot)[np.argsort(owner, kind="stable")], offsets
 
 
 def mean_pool_tokens(

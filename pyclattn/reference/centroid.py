@@ -38,25 +38,26 @@ def gather_inputs(
 
 
 def weigh_pairs(
-    query: Float32, key: Float32, neighbors: Int64, pairs: Int64, offsets: Int64, scale: float, tasks: Int64,
-    chunk: int, weights: Float32, counter: Int64,
+    query: Float32, key: Float32, neighbors: Int64, is_by_centroid: bool, scale: float, tasks: Int64, weights: Float32,
+    counter: Int64,
 ) -> None:  # fmt: skip
-    """Softmax within each of ``chunk`` groups of pairs of a centroid and one of its neighbours.
+    """Softmax of pairs of a centroid and one of its neighbours (-1: none) over the centroids that hold the same input,
+    or ``is_by_centroid`` over the inputs of the same centroid.
 
-    A task is [batch, head, first group]; the groups of an entry of the batch, their ``pairs`` at
-    ``offsets[batch, group] : offsets[batch, group + 1]``. Pair p is neighbour p % K of centroid p // K; its weight is
-    written to ``weights[batch, head, p // K, p % K]``.
+    A task is [batch, head]. The weight of neighbour k of centroid j is written to ``weights[batch, head, j, k]``; 0
+    where there is none.
     """
-    group, n_neighbors = query.shape[1] // key.shape[1], neighbors.shape[2]
-    for batch, head, first in drawn(tasks, counter):
-        for at in range(first, min(first + chunk, offsets.shape[1] - 1)):
-            own = pairs[offsets[batch, at] : offsets[batch, at + 1]]
-            if len(own) == 0:
-                continue
-            centroids, places = own // n_neighbors, own % n_neighbors
-            q = query[batch, head, centroids].astype(np.float64)
-            k = key[batch, head // group, neighbors[batch, centroids, places]].astype(np.float64)
-            weights[batch, head, centroids, places] = _softmax((q * k).sum(axis=1) * scale, axis=0)
+    group = query.shape[1] // key.shape[1]
+    for batch, head in drawn(tasks, counter):
+        centroids, places = np.nonzero(neighbors[batch] >= 0)
+        inputs = neighbors[batch, centroids, places]
+        q, k = query[batch, head, centroids].astype(np.float64), key[batch, head // group, inputs].astype(np.float64)
+        logits, owner = (q * k).sum(axis=1) * scale, centroids if is_by_centroid else inputs
+        peaks = np.full(max(query.shape[2], key.shape[2]), -np.inf)
+        np.maximum.at(peaks, owner, logits)
+        shares = np.exp(logits - peaks[owner])
+        weights[batch, head] = 0
+        weights[batch, head, centroids, places] = shares / np.bincount(owner, shares)[owner]
 
 
 def gather_pairs(
