@@ -5,6 +5,7 @@ are. Threads sleep between calls (no spinning), are made when first needed, and 
 makes its own. The caller works too: a call finishes even if every other thread is busy elsewhere.
 """
 
+import ctypes
 import operator
 import os
 import threading
@@ -129,24 +130,66 @@ class _Job:
             self.finished.wait()
 
 
+# On so few CPUs Linux looks for no idle one once they are busy on average, and wakes a thread where it ran last. If
+# that is the caller's CPU it waits there for the next balance, some ms: longer than many a call. (Measured on two.)
+FEW_CPUS = 4
+
+
+def _cpu_teller() -> Callable[[], int] | None:
+    """What tells the calling thread's CPU, on systems where threads can be placed."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return getattr(ctypes.PyDLL(None), "sched_getcpu", None)  # PyDLL: the lock is kept for so short a call
+
+
+_current_cpu = _cpu_teller()
+
+
 class _Pool:
     """Sleeping threads, as many as one call has asked for at most."""
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
         self.lock = threading.Lock()
-        self.size = 0
+        self.threads: list[threading.Thread] = []
+        self.n_calls = 0
+        self.cpus: set[int] = set()  # that threads may be placed on; none where that is left to the system
+        self.left_free = -1  # the CPU that threads are kept off
 
     def _loop(self) -> None:
         while True:
             self.jobs.get().help()
 
+    def _grow(self, n_helpers: int) -> None:
+        with self.lock:
+            if not self.threads and _current_cpu is not None:
+                cpus = os.sched_getaffinity(0)
+                self.cpus = cpus if 2 <= len(cpus) <= FEW_CPUS else set()
+            while len(self.threads) < n_helpers:
+                thread = threading.Thread(target=self._loop, name="pyclattn", daemon=True)
+                thread.start()
+                self.threads.append(thread)
+                self.left_free = -1
+
+    def _step_aside(self) -> None:
+        """Keep the threads off the caller's CPU; a system call only where it has moved."""
+        cpu = _current_cpu() if _current_cpu is not None else -1
+        if cpu == self.left_free or cpu not in self.cpus:
+            return
+        self.left_free = cpu
+        try:
+            for thread in self.threads:
+                os.sched_setaffinity(thread.native_id or 0, self.cpus - {cpu})
+        except OSError:  # the system knows better
+            self.cpus = set()
+
     def run(self, function: Callable[[], None], n_helpers: int) -> None:
-        if self.size < n_helpers:
-            with self.lock:
-                while self.size < n_helpers:
-                    threading.Thread(target=self._loop, name="pyclattn", daemon=True).start()
-                    self.size += 1
+        if len(self.threads) < n_helpers:
+            self._grow(n_helpers)
+        with self.lock:
+            self.n_calls += 1
+            if self.cpus and self.n_calls == 1:  # several callers leave no CPU free in any case
+                self._step_aside()
         job = _Job(function)
         for _ in range(n_helpers):
             self.jobs.put(job)
@@ -154,6 +197,8 @@ class _Pool:
             function()
         finally:
             job.close()
+            with self.lock:
+                self.n_calls -= 1
         if job.error is not None:
             raise job.error
 

@@ -189,13 +189,11 @@ def test_a_busy_pool_does_not_hold_up_a_call():
         release.wait(30)
 
     other = threading.Thread(target=_threads.run, args=(long, 2))
-    size = _threads._pool.size
     other.start()
     try:
         inside.wait()
-        assert _threads._pool.size >= size
         calls = []
-        _threads.run(lambda: calls.append(1), 1 + _threads._pool.size)
+        _threads.run(lambda: calls.append(1), 1 + len(_threads._pool.threads))
         assert calls
     finally:
         release.set()
@@ -216,6 +214,56 @@ def test_threads_are_made_once():
     for _ in range(200):
         _threads.run(lambda: None, 4)
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """What a new pool on CPUs 3 and 5 asks of the system: the caller's CPU in a list to change, and masks by thread."""
+    at, masks = [3], {}
+    monkeypatch.setattr(_threads, "_pool", _threads._Pool())
+    monkeypatch.setattr(_threads, "_current_cpu", lambda: at[0])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", masks.__setitem__, raising=False)
+    return at, masks
+
+
+def test_helpers_are_kept_off_the_callers_cpu(placed):
+    at, masks = placed
+    _threads.run(lambda: None, 2)
+    (helper,) = _threads._pool.threads
+    assert masks == {helper.native_id: {5}}
+    masks.clear()
+    _threads.run(lambda: None, 2)
+    assert not masks  # nothing has moved
+    at[0] = 5
+    _threads.run(lambda: _threads.run(lambda: None, 2), 2)  # of two calls only the first places
+    assert masks == {helper.native_id: {3}}
+    at[0] = 7  # a CPU that the process may not use
+    _threads.run(lambda: None, 3)
+    assert masks == {helper.native_id: {3}}
+    at[0] = 3
+    _threads.run(lambda: None, 2)
+    assert masks == {thread.native_id: {5} for thread in _threads._pool.threads}
+
+
+def test_a_system_that_refuses_to_place_threads_is_left_alone(placed, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    done = []
+    for _ in range(2):
+        _threads.run(lambda: done.append(1), 2)
+    assert done
+    assert not _threads._pool.cpus
+
+
+@pytest.mark.parametrize("cpus", [{0}, set(range(8))])
+def test_with_one_cpu_or_many_placing_is_left_to_the_system(placed, monkeypatch, cpus):
+    _, masks = placed
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
+    _threads.run(lambda: None, 2)
+    assert not masks
 
 
 def test_idle_threads_do_not_spin():
