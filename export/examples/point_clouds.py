@@ -37,8 +37,11 @@ FREQUENCIES = (2.0, 4.0, 8.0, 16.0)  # of the distance from the middle, whose me
 class CloudClassifier(nn.Module):
     """Clouds brought to one size; a first block that may make fewer points, further blocks."""
 
+    frequencies: Tensor
+
     def __init__(self, first: nn.Module, others: list[nn.Module]):
         super().__init__()
+        self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
         self.embed = nn.Sequential(nn.Linear(4 + 2 * len(FREQUENCIES), HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIM))
         self.first, self.others = first, nn.ModuleList(others)
         self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, point_clouds.N_CLASSES)
@@ -48,8 +51,8 @@ class CloudClassifier(nn.Module):
         square = points.square().sum(-1, keepdim=True)
         size = square.mean(1, keepdim=True).sqrt()
         points, distance = points / size, square.sqrt() / size
-        waves = torch.cat([(distance * f).sin() for f in FREQUENCIES] + [(distance * f).cos() for f in FREQUENCIES], -1)
-        x = self.embed(torch.cat([points, distance, waves], -1))
+        waves = distance * self.frequencies
+        x = self.embed(torch.cat([points, distance, waves.sin(), waves.cos()], -1))
         x = self.first(x, points) if isinstance(self.first, CentroidBlock) else self.first(x)
         for block in self.others:
             x = block(x)

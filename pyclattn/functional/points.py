@@ -10,8 +10,9 @@ from pyclattn.arrays import Float32, Given, Int64
 from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
 
-CHUNK = 48  # queries of one task: a panel
-SMALL = 2_000_000  # below this many differences (about 0.1 ms) a second thread costs more than it saves
+CHUNK = 64  # queries of one task, which share the loading of the points
+# Below this many differences (0.1 ms; neighbours are also picked) a second thread costs more than it saves.
+SMALL, SMALL_PICKED = 1_000_000, 250_000
 
 
 def farthest_point_sampling(
@@ -113,8 +114,8 @@ def nearest_neighbors(
     tasks = _ragged.per_chunk(np.full(len(q), q.shape[1]), 1, CHUNK)[:, [0, 2]].copy()
     work = q.shape[1] * int(places.lengths.sum()) * p.shape[2]
     launch(
-        "points.find_nearest", threads if work > SMALL else 1, q, p, places.spans, places.index, topk, tasks, CHUNK,
-        distances, neighbors,
+        "points.find_nearest", threads if work > SMALL_PICKED else 1, q, p, places.spans, places.index, topk, tasks,
+        CHUNK, distances, neighbors,
     )  # fmt: skip
     return np.take_along_axis(neighbors, distances.argsort(axis=-1, kind="stable"), axis=-1)
 
@@ -126,12 +127,14 @@ def _points(name: str, given: Given, padding: Given) -> tuple[Float32, _ragged.S
         raise ShapeError(f"{name} must have at least one coordinate, got shape {points.shape}")
     if padding is not None:
         padding = _check.bool_mask("key_padding_mask", padding, points.shape[:2])
-    is_bad = ~np.isfinite(points).all(axis=2)
-    if padding is not None:
-        is_bad &= ~padding
-    if is_bad.any():
-        batch, at = np.argwhere(is_bad)[0].tolist()
-        raise ArgumentError(f"{name} must be finite, got {points[batch, at]} at [{batch}, {at}]")
+    is_finite = np.isfinite(points)
+    if not is_finite.all():
+        is_bad = ~is_finite.all(axis=2)
+        if padding is not None:
+            is_bad &= ~padding
+        if is_bad.any():
+            batch, at = np.argwhere(is_bad)[0].tolist()
+            raise ArgumentError(f"{name} must be finite, got {points[batch, at]} at [{batch}, {at}]")
     return points, _ragged.padded(points.shape[0], points.shape[1], padding)
 
 
