@@ -14,7 +14,7 @@ from pyclattn.calibration.progress import Progress
 from pyclattn.calibration.records import Probe, Record, State
 from pyclattn.calibration.report import require, write
 from pyclattn.calibration.samples import checked, key_of
-from pyclattn.calibration.solving import RATIO, SEARCHED, solve_attention
+from pyclattn.calibration.solving import RATIO, goal, solve_attention
 from pyclattn.errors import ArgumentError
 from pyclattn.graph.spec import Observed
 from pyclattn.model import Model
@@ -100,7 +100,7 @@ def calibrate(
         require()
     feeds = checked(model, samples)
     known = State.open(state, model.fingerprint, model.n_threads)
-    prober = _Prober(known)
+    prober = _Prober(known, len(feeds))
     exact = Model(
         model.program, attention="exact", n_threads=model.n_threads, max_memory=model.max_memory, path=model.path,
         observe=prober,
@@ -138,6 +138,7 @@ class _Prober:
     """Observes exact runs, tries settings, keeps records."""
 
     state: State
+    n_samples: int
     target: float = 0.0
     sample: str = ""
     seen: dict[str, int] = field(default_factory=dict)  # how often each attention ran on this sample
@@ -168,8 +169,8 @@ class _Prober:
             comparison = Comparison(seen)
             record = own.get(key) or record_of(seen, comparison)
             if not record.is_fixed:
-                goal, others = SEARCHED * self.target, _like(record, own, key)
-                search(record, lambda choice: self._probe(comparison, choice), goal, others)
+                wanted, others = goal(self.target, self.n_samples), _like(record, own, key)
+                search(record, lambda choice: self._probe(comparison, choice), wanted, others)
             record.target = self.target
             own[key] = record
             self.state.save()
