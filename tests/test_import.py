@@ -47,6 +47,13 @@ def test_exact_attention_runs_without_a_compiler():
     assert not {"numba", "scipy"} & used
 
 
+def test_a_converted_model_needs_no_pass_but_one():
+    """Passes are for what is imported from elsewhere; a service's start does not wait for them."""
+    used = modules_after("import pyclattn.model")
+    assert "pyclattn.graph.passes.lower" in used
+    assert not {f"pyclattn.graph.passes.{name}" for name in ("pipeline", "attention", "fold", "norms")} & used
+
+
 def test_all_lists_what_is_public():
     import pyclattn
 
