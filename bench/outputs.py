@@ -8,8 +8,6 @@ was stopped goes on with what is missing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from bench import machine
-from bench.rows import Row, heading, tally, tokens
+from bench.parts import run_parts
+from bench.rows import Row, tokens
 from bench.tasks import genomics, matching, saliency
 from bench.tasks.photographs import WALL, pair
-from pyclattn import _threads
 from pyclattn.graph.ops.attention import METHODS
 from pyclattn.model import load
 
@@ -154,27 +151,7 @@ PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
 
 def main(given: list[str] | None = None) -> int:
     """Measure what is missing, print the table; 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(prog="python -m bench outputs", description=__doc__)
-    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure these anew (default: what is missing)")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where results are kept (%(default)s)")
-    options = parser.parse_args(given)
-    kept: dict[str, Any] = {"parts": {}}
-    if options.json.exists() and not options.fresh:
-        kept = json.loads(options.json.read_text())
-    kept["machine"] = machine.describe(options.threads)
-    print(heading(), flush=True)
-    found = []
-    for name, part in PARTS.items():
-        if name in options.only if options.only else name not in kept["parts"]:
-            kept["parts"][name] = [row.as_dict() for row in part(options.threads)]
-            options.json.write_text(json.dumps(kept, indent=1) + "\n")
-        for row in map(Row.from_dict, kept["parts"].get(name, ())):
-            found.append(row)
-            print(row.line(), flush=True)
-    print(f"\n{tally(found)}; {options.threads} threads")
-    return int(any(row.verdict == "MISS" for row in found))
+    return run_parts("outputs", __doc__, PARTS, RESULTS, given)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ PARTS = {
     "bfloat16": "bfloat16 instructions",
     "pareto": "Error against time",
     "methods": "CAST, Centroid and clustered encoders",
-    "calibration": "Calibration",
+    "outputs": "Models with clustered attention",
+    "calibration": "Calibration and estimates",
     "serving": "Service",
     "scale": "Batch engines",
 }
@@ -59,7 +60,7 @@ class Part:
     def about(self) -> str:
         """Where and with what it was measured."""
         told = ", ".join(f"{name} {self.machine[name]}" for name in VERSIONS if self.machine.get(name) is not None)
-        return f"python -m bench {self.name}. {told}."
+        return f"{told}."
 
 
 def parts(folder: Path) -> list[Part]:
@@ -99,7 +100,7 @@ def markdown(found: list[Part], folder: Path) -> str:
     """The whole page; its pictures lie beside it."""
     lines = ["# Report", "", opening(found), "", missing(folder)]
     for part in found:
-        lines += ["", f"## {PARTS[part.name]}", "", part.about]
+        lines += ["", f"## {PARTS[part.name]}", "", f"`python -m bench {part.name}`: {part.about}"]
         for caption, picture in part.pictures:
             lines += ["", f"![{caption}]({picture.name})"]
         if part.rows:
@@ -111,7 +112,10 @@ def page(found: list[Part], folder: Path) -> str:
     """The same as one HTML file that needs no other."""
     body = [f"<h1>pyclattn: report</h1><p>{html.escape(opening(found))}</p><p>{missing(folder)}</p>"]
     for part in found:
-        body.append(f"<h2>{html.escape(PARTS[part.name])}</h2><p><small>{html.escape(part.about)}</small></p>")
+        body.append(
+            f"<h2>{html.escape(PARTS[part.name])}</h2><p><small>python -m bench {part.name}: "
+            f"{html.escape(part.about)}</small></p>"
+        )
         for caption, picture in part.pictures:
             data = base64.b64encode(picture.read_bytes()).decode()
             body.append(f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></p>')
