@@ -28,8 +28,8 @@ from pyclattn._ext import isa
 RESULTS = Path(__file__).parent / "results" / "models.json"
 ROOT = Path(__file__).resolve().parents[1]
 # A first run does not count, unless it takes more than LONG seconds: that is warm by itself. The runs of an engine that
-# count take about BUDGET seconds together: ROUNDS of quick ones, one of those that take most of a minute.
-ROUNDS, LONG, BUDGET = 5, 20.0, 45.0
+# count take about BUDGET seconds together: ROUNDS of quick ones, at least two, one where that takes BUDGET by itself.
+ROUNDS, LONG, BUDGET = 5, 20.0, 30.0
 
 
 class Worker:
@@ -111,7 +111,7 @@ def counted(own: dict[str, Any], rounds: int) -> int:
     if first <= LONG:
         own["seconds"].clear()
         own["products"].clear()
-    return int(min(max(BUDGET // first, 1), rounds))
+    return 1 if first >= BUDGET else int(min(max(BUDGET // first, 2), rounds))
 
 
 def ran(worker: Worker, own: dict[str, Any]) -> bool:

@@ -59,8 +59,9 @@ class Part:
     @property
     def about(self) -> str:
         """Where and with what it was measured."""
-        told = ", ".join(f"{name} {self.machine[name]}" for name in VERSIONS if self.machine.get(name) is not None)
-        return f"{told}."
+        return (
+            ", ".join(f"{name} {self.machine[name]}" for name in VERSIONS if self.machine.get(name) is not None) + "."
+        )
 
 
 def parts(folder: Path) -> list[Part]:

@@ -87,6 +87,7 @@ def test_quick_engines_are_warmed_up_and_run_often_slow_ones_once(monkeypatch, t
     taken = {
         "pyclattn": [2.0, 1.0, 1.1, 1.2],
         "openvino": [61.0],
+        "openvino-bf16": [16.0, 15.0, 17.0],
         "onnxruntime": [21.0, 22.0],
         "torch-eager": [1.0, 9.0],
     }
@@ -98,6 +99,7 @@ def test_quick_engines_are_warmed_up_and_run_often_slow_ones_once(monkeypatch, t
     assert {name: own.get("seconds") for name, own in found.items()} == {
         "pyclattn": [1.0, 1.1, 1.2],  # the first does not count
         "openvino": [61.0],
+        "openvino-bf16": [15.0, 17.0],
         "onnxruntime": [21.0, 22.0],
         "torch-eager": None,
     }
