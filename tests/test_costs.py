@@ -95,6 +95,17 @@ def test_rates_are_measured_once_and_kept(measuring, monkeypatch):
     assert len(measuring) == 6
 
 
+def test_rates_are_measured_again_where_that_is_asked_for(measuring, monkeypatch):
+    costs.rates(3)
+    faster = {method: tuple(x / 2 for x in own) for method, own in RATES.items()}
+    monkeypatch.setattr(costs, "_fitted", lambda method, n_threads: faster[method])
+    assert costs.measure_again(3) == costs.rates(3) == faster
+    monkeypatch.setattr(costs, "_known", {})  # another process
+    assert costs.rates(3) == faster
+    with _dispatch.forced("reference"):
+        assert costs.measure_again(3) is None
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "{}", json.dumps({**RATES, "exact": [1, 2]}), json.dumps({**RATES, "exact": [1, 2, -3]}),

@@ -37,7 +37,6 @@ METHODS: dict[str, Callable[..., object]] = {
 }
 # Approximate attention must promise this much to be taken: what a prediction is wrong by.
 MARGIN = 0.93
-# The least that two threads gain, below which work is not shared.
 Rates = dict[str, tuple[float, ...]]
 PUBLISHED = {"n_clusters": 100, "topk": 32}
 # What is run to find the rates: length, heads, width, parameters.
@@ -175,12 +174,27 @@ def rates(n_threads: int) -> Rates | None:
 
     None where kernels do not come from their fast rooms: nothing is worth a prediction there.
     """
-    key = (n_threads, _dispatch.room_of("attention.attend"), _dispatch.room_of("coclusters.thresholds"))
+    key = _key(n_threads)
     if key not in _known:
         with _lock:
             if key not in _known:
                 _known[key] = None if "reference" in key else _stored(n_threads) or _measured(n_threads)
     return _known[key]
+
+
+def measure_again(n_threads: int) -> Rates | None:
+    """The rates as they are now, in place of those that were kept: after a change of machine load, limits or kernels.
+
+    None as of `rates`.
+    """
+    key = _key(n_threads)
+    with _lock:
+        _known[key] = None if "reference" in key else _measured(n_threads)
+    return _known[key]
+
+
+def _key(n_threads: int) -> tuple:
+    return n_threads, _dispatch.room_of("attention.attend"), _dispatch.room_of("coclusters.thresholds")
 
 
 def _file(n_threads: int) -> Path:
