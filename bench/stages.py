@@ -65,7 +65,7 @@ COCLUSTERED = {
     "means": ("clustering.cluster_means",),
     "rows": ("coclusters.sort_rows",),
     "slopes": ("coclusters.moments",),
-    "threshold": ("coclusters.weigh", "coclusters.thresholds"),
+    "threshold": ("coclusters.score_keys", "coclusters.weigh", "coclusters.thresholds"),
     "attend": ("coclusters.attend",),
 }
 

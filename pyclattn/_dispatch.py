@@ -45,6 +45,7 @@ OWNERS = {
     "coclusters.covariances": "cython",
     "coclusters.sort_rows": "cython",
     "coclusters.moments": "cython",
+    "coclusters.score_keys": "numba",
     "coclusters.weigh": "cython",
     "coclusters.thresholds": "numba",
     "coclusters.attend": "cython",

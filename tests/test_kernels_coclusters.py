@@ -117,6 +117,26 @@ def test_moments(name, fast, dim, width, rank):
         compare.assert_close(found, expected, 5e-6)
 
 
+@kernel("coclusters.score_keys")
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_score_keys(name, fast, size):
+    """Distances of any size, many of them 0; a sequence without any; one with a NaN spoils itself alone."""
+    rng = np.random.default_rng(0)
+    radii = (size * rng.exponential(size=(2, 300, 2)) * rng.integers(0, 2, (2, 300, 2))).astype(np.float32)
+    radii[1, 250, 1] = np.nan
+    radii[0, :100] = 0
+    spans = np.array([[0, 0, 100], [0, 100, 220], [1, 220, 220], [1, 220, 300]], np.int64)
+    tasks = np.array([[s, h] for s in range(4) for h in range(2)], np.int64)
+
+    def make(new):
+        key_scores = new((2, 300), np.float32, -7.0)
+        return (radii, spans, tasks, key_scores), key_scores
+
+    want, got = both(name, fast, make)
+    assert np.isnan(got[1, 220:]).all() and not np.isnan(got[:, :220]).any() and not np.isnan(got[0]).any()
+    assert np.abs(got - want)[~np.isnan(want)].max() < 1e-5 * np.abs(want[~np.isnan(want)]).max()
+
+
 def centroid_case(dim, seed):
     """Centroids [mean query, 1] in logits of base 2, for two sequences, and how queries belong to them."""
     spans, offsets, _, order, bounds = sorted_side(LENGTHS, N_QUERY_CLUSTERS, seed + 1)

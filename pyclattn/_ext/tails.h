@@ -10,18 +10,13 @@ INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *lim
     for (long k = 0; k < n; k++)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
-            vf x = s[k * NV + j], e = exp2_neg(x - top[j]);
-            uint32_t hits = above(x + key_scores[k], limits[j]);
-            s[k * NV + j] = e;
-            if (hits) {
-                float *row = (float *)(s + k * NV + j);
-                for (; hits; hits &= hits - 1) {
-                    long i = __builtin_ctz(hits), lane = j * VL + i;
-                    row[i] = 0.f;
-                    lists->rows[lane * lists->room + lists->counts[lane]++] = first + (int32_t)k;
-                }
-                e = s[k * NV + j];
+            vf x = s[k * NV + j], error = x + key_scores[k];
+            vf e = blend(error > limits[j], (vf){0}, exp2_neg(x - top[j]));
+            for (uint32_t hits = above(error, limits[j]); hits; hits &= hits - 1) {
+                long lane = j * VL + __builtin_ctz(hits);
+                lists->rows[lane * lists->room + lists->counts[lane]++] = first + (int32_t)k;
             }
+            s[k * NV + j] = e;
             total[j] += e;
         }
 #pragma GCC unroll 8

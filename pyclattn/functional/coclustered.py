@@ -327,21 +327,13 @@ def _sorted(
         CLUSTER_CHUNK, slopes, squares, radii,
     )  # fmt: skip
     key_scores = np.empty((n_heads, n_tokens), np.float32)
+    heads = _ragged.per_head(len(tokens.spans), n_heads)
+    launch("coclusters.score_keys", n_threads, radii, tokens.spans, heads, key_scores)
     spreads = np.empty((len(tokens.spans), n_heads, rank), np.float32)
     for s, (_, start, stop) in enumerate(tokens.spans.tolist()):
         own = slice(int(grouping.cluster_offsets[s]), int(grouping.cluster_offsets[s + 1]))
         spreads[s] = squares[:, own].sum(axis=1) / (stop - start)
-        key_scores[:, start:stop] = _log_radii(radii[:, start:stop])
     return rows, key_scores, slopes, spreads
-
-
-def _log_radii(radii: Float32) -> Float32:
-    """log2 of the product of each row's two distances (H, n, 2), none less than a thirtieth of their mean square's
-    root; squares are taken relative to that, which numbers of any size have."""
-    sizes = np.sqrt(np.square(radii, dtype=np.float64).mean(axis=1, keepdims=True)).astype(np.float32)
-    sizes = np.maximum(sizes, TINY)
-    with np.errstate(invalid="ignore"):  # NaN in, NaN out
-        return (0.5 * np.log2(np.square(radii / sizes) + np.float32(1e-3)) + np.log2(sizes)).sum(axis=-1)
 
 
 def _limits(
@@ -375,5 +367,6 @@ def _cut(grouping: Grouping, n_heads: int) -> tuple[int, Int64]:
         if int((-(-counts // chunk)).sum()) * n_heads >= ENOUGH_TASKS:
             break
     tasks = _ragged.per_chunk(counts, n_heads, chunk)
+    sizes = np.minimum(chunk, counts[tasks[:, 0]] - tasks[:, 2])
     tasks[:, 2] += grouping.cluster_offsets[tasks[:, 0]]
-    return chunk, tasks
+    return chunk, tasks[np.argsort(-sizes, kind="stable")]  # small ones last: threads end together

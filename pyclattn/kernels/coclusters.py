@@ -1,10 +1,37 @@
-"""The threshold of co-clustered attention (meaning: `pyclattn.reference.coclusters`)."""
+"""The scores of keys and the threshold of co-clustered attention (meaning: `pyclattn.reference.coclusters`)."""
 
 import numpy as np
 
 from pyclattn.kernels._jit import draw, inline, jit
 
 NEVER = np.finfo(np.float32).max
+TINY = np.float64(np.finfo(np.float32).tiny)
+LEAST_SQUARE = 1e-3
+
+
+@jit("(f4[:,:,::1], i8[:,::1], i8[:,::1], f4[:,::1], i8[::1])")
+def score_keys(radii, spans, tasks, key_scores, counter):
+    """log2 of the product of each key's two distances, none less than a share of their root mean square."""
+    while True:
+        task = draw(counter)
+        if task >= len(tasks):
+            break
+        sequence, head = tasks[task, 0], tasks[task, 1]
+        start, stop = spans[sequence, 1], spans[sequence, 2]
+        first, second = np.float64(0), np.float64(0)
+        for i in range(start, stop):
+            first += np.float64(radii[head, i, 0]) ** 2
+            second += np.float64(radii[head, i, 1]) ** 2
+        first, second = np.sqrt(first / max(stop - start, 1)), np.sqrt(second / max(stop - start, 1))
+        if first < TINY:  # not so where it is NaN
+            first = TINY
+        if second < TINY:
+            second = TINY
+        sizes = np.log2(first) + np.log2(second)
+        for i in range(start, stop):
+            x, y = radii[head, i, 0] / first, radii[head, i, 1] / second
+            product = (x * x + LEAST_SQUARE) * (y * y + LEAST_SQUARE)  # one logarithm for both
+            key_scores[head, i] = np.float32(0.5 * np.log2(product) + sizes)
 
 
 @inline

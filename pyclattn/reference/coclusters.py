@@ -13,6 +13,9 @@ from pyclattn.reference._tasks import drawn
 
 LOG2E = float(np.log2(np.e))
 NEVER = float(np.finfo(np.float32).max)
+TINY = float(np.finfo(np.float32).tiny)
+# Of the mean square: what a distance counts at least.
+LEAST_SQUARE = 1e-3
 
 
 def covariances(
@@ -67,6 +70,20 @@ def moments(
             squares[head, c] = np.square(on_axes).sum(axis=0)
             radii[head, places, 0] = np.sqrt(np.square(on_axes).sum(axis=-1))
             radii[head, places, 1] = np.sqrt(np.square(values).sum(axis=-1))
+
+
+def score_keys(radii: Float32, spans: Int64, tasks: Int64, key_scores: Float32, counter: Int64) -> None:
+    """log2 of the error each key makes in the tail: of the product of its two distances (H, T, 2).
+
+    None counts less than a thirtieth of their root mean square; squares are taken relative to that, which numbers of
+    any size have. NaN stays NaN. A task is [sequence, head].
+    """
+    for sequence, head in drawn(tasks, counter):
+        own = radii[head, spans[sequence, 1] : spans[sequence, 2]].astype(np.float64)
+        if len(own):
+            sizes = np.maximum(np.sqrt(np.square(own).mean(axis=0)), TINY)
+            logs = 0.5 * np.log2(np.square(own / sizes) + LEAST_SQUARE) + np.log2(sizes)
+            key_scores[head, spans[sequence, 1] : spans[sequence, 2]] = logs.sum(axis=-1)
 
 
 def weigh(
