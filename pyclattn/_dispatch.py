@@ -49,6 +49,7 @@ OWNERS = {
     "coclusters.weigh": "cython",
     "coclusters.thresholds": "numba",
     "coclusters.attend": "cython",
+    "coclusters.attend_bfloat16": "cython",
     "conv.convolve": "cython",
     "conv.convolve_bfloat16": "cython",
     "conv.pair_channels": "cython",

@@ -7,6 +7,8 @@ import pytest
 from kernel_calls import blocks_of, both, holes_index, kernel, tasks_of
 
 from pyclattn import _dispatch
+from pyclattn.errors import BackendError
+from pyclattn.functional.precision import missing_bfloat16
 from pyclattn.reference.coclusters import NEVER, sample_places
 
 N_HEADS, N_QUERY_CLUSTERS, N_KEY_CLUSTERS = 3, (61, 7), (9, 4)
@@ -200,11 +202,11 @@ def test_thresholds(name, fast, share):
             assert ((errors >= limit).sum(axis=2) * sizes).sum() > most
 
 
-@kernel("coclusters.attend")
-@pytest.mark.parametrize(("dim", "width", "rank"), [(1, 1, 1), (16, 16, 16), (36, 5, 7), (64, 70, 16), (80, 64, 60)])
-@pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
-def test_attend(name, fast, taken, dim, width, rank):
-    """Limits are set by hand, in the widest gap near the one wanted, so that no key is on the border."""
+def attend_case(taken, dim, width, rank):
+    """Arguments of a call, as a function of how outputs are made.
+
+    Limits are set by hand, in the widest gap near the one wanted, so that no key is on the border.
+    """
     rows, spans, key_offsets, sequences, key_bounds, axes = rows_case(dim, width, rank, seed=dim)
     query, query_spans, offsets, order, bounds, centroids = centroid_case(dim, seed=dim)
     rng = np.random.default_rng(dim)
@@ -233,9 +235,39 @@ def test_attend(name, fast, taken, dim, width, rank):
         factor = dim**-0.5 * np.log2(np.e)
         return (*arguments, key_offsets, slopes, axes, squares, factor, tasks, 32, out), out
 
-    want, got = both(name, fast, make)
+    return make
+
+
+SHAPES = [(1, 1, 1), (16, 16, 16), (36, 5, 7), (64, 70, 16), (80, 64, 60)]
+
+
+@kernel("coclusters.attend")
+@pytest.mark.parametrize(("dim", "width", "rank"), SHAPES)
+@pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
+def test_attend(name, fast, taken, dim, width, rank):
+    want, got = both(name, fast, attend_case(taken, dim, width, rank))
     assert np.isnan(got).any()
     compare.assert_close(got, want, 1e-5)
+
+
+@kernel("coclusters.attend_bfloat16")
+@pytest.mark.parametrize(("dim", "width", "rank"), [*SHAPES, (33, 8, 4)])
+@pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
+def test_attend_bfloat16(name, fast, taken, dim, width, rank):
+    make = attend_case(taken, dim, width, rank)
+    with fast.forced():
+        missing = missing_bfloat16()
+    if missing:
+        with pytest.raises(BackendError, match="bfloat16"):
+            both(name, fast, make)
+        return
+    want, got = both(name, fast, make)
+    assert np.isnan(got).any()
+    compare.assert_close(got, want, 1e-5 if taken == "none" else 2.0**-8)
+    _, plain = both("coclusters.attend", fast, make)
+    error = compare.relative_error(got[~np.isnan(got)], plain[~np.isnan(got)])
+    assert error < 2e-2
+    assert (error == 0) == (taken == "none"), "nothing but rows that are taken is rounded"
 
 
 @pytest.mark.parametrize("logits", [(150.0, 0.0), (110.0, 150.0)])

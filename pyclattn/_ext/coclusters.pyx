@@ -5,12 +5,12 @@ the score. The tail, one mean row a cluster of keys, has the same shape, so that
 """
 
 from libc.math cimport exp2f, log2f, sqrt
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa, tile_lists, tile_prefetch,
+    TILE_KEYS, TILE_MASKED, bfloat16, current, draw_task, new_floats, padded, tile_isa, tile_lists, tile_prefetch,
 )
 
 cdef double LOG2E = 1.4426950408889634
@@ -285,8 +285,15 @@ def weigh(
         free(memory)
 
 
+cdef struct Block:
+    const float *keys
+    const float *values
+    long key_stride, value_stride, n, depth
+
+
 cdef struct Buffers:
     const tile_isa *isa
+    const tile_isa *taken  # of the rows that are taken exactly: the same, or products of bfloat16
     long lanes, depth, width, size, rank  # depth counts the own logit: D + 1
     # of a panel of centroids
     float *panel        # [depth][lanes]
@@ -307,13 +314,16 @@ cdef struct Buffers:
     long *n_tail        # [lanes]
     tile_lists lists
     # of a cluster's members
-    float *members      # SHARED of [depth][lanes], [width][lanes], 4 x [lanes]
+    float *members      # SHARED of [depth][lanes], [width][lanes], 4 x [lanes], and for pairs [n_words][lanes]
     size_t member_size
+    long n_words        # of a packed query or key: the coordinates, and two halves of the own logit
     float *s
     float *peaks
     float *alpha
     float *u            # [rank][lanes]
-    float *gathered     # [TILE_KEYS][size]
+    float *gathered     # [TILE_KEYS][size], for pairs [TILE_KEYS][2 * n_words + width]
+    float *keys         # for pairs: [TILE_KEYS][n_words]
+    float *values       # for pairs: [TILE_KEYS / 2][width]
     float *center       # [rank]
     float *memory
 
@@ -343,16 +353,19 @@ cdef size_t lay_out(Buffers *w, float *memory, long n_clusters) noexcept nogil:
     w.members = cut(&place, SHARED * w.member_size)
     w.s, w.peaks = cut(&place, TILE_KEYS * lanes), cut(&place, (TILE_KEYS + 1) * lanes)
     w.alpha, w.u = cut(&place, lanes), cut(&place, w.rank * lanes)
-    w.gathered, w.center = cut(&place, TILE_KEYS * w.size), cut(&place, w.rank)
+    w.gathered, w.center = cut(&place, TILE_KEYS * (2 * w.n_words + w.size)), cut(&place, w.rank)
+    w.keys, w.values = cut(&place, TILE_KEYS * w.n_words), cut(&place, TILE_KEYS * w.width if w.n_words else 0)
     return place - memory
 
 
-cdef bint buffers_new(Buffers *w, long depth, long size, long rank, long n_clusters, long n_keys) noexcept nogil:
+cdef bint buffers_new(Buffers *w, const tile_isa *taken, long depth, long size, long rank, long n_clusters,
+                      long n_keys) noexcept nogil:
     """Buffers for one thread, with room for the longest sequence; False where memory is out."""
     cdef long i
-    w.isa = current()
+    w.isa, w.taken = current(), taken
     w.lanes, w.depth, w.size, w.rank, w.width = w.isa.lanes, depth, size, rank, size - depth
-    w.member_size = (depth + w.width + 4) * padded(w.lanes)
+    w.n_words = depth // 2 + 1 if taken.pair > 1 else 0
+    w.member_size = (depth + w.width + 4 + w.n_words) * padded(w.lanes)
     w.memory = new_floats(lay_out(w, NULL, n_clusters))
     w.lists.room = padded(n_keys)
     w.lists.rows = <int32_t *> new_floats(w.lanes * w.lists.room)  # pages that are not touched cost nothing
@@ -422,60 +435,114 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
     w.isa.store(w.bend, w.total, n, w.rank * w.width, 1.0, NULL, w.slopes, w.rank * w.width, NULL)
 
 
-cdef void step(Buffers *w, float *member, const float *rows, long n, long vectors) noexcept nogil:
-    """Members of one panel attend to a block of rows."""
-    cdef float *o = member + w.depth * padded(w.lanes)
+cdef void step(Buffers *w, const tile_isa *isa, const float *queries, float *o, const Block *b,
+               long vectors) noexcept nogil:
+    """Members of one panel attend to a block of rows; behind their sums `o` lie their maxima and masses."""
     cdef float *m = o + w.width * padded(w.lanes)
-    w.isa.score(rows, w.size, n, w.depth, member, vectors, w.s, w.peaks)
-    w.isa.soften(w.s, n, w.peaks, vectors, m, m + padded(w.lanes), w.alpha)
-    w.isa.accumulate(rows + w.depth, w.size, n, w.width, w.s, vectors, w.alpha, o)
+    isa.score(b.keys, b.key_stride, b.n, b.depth, queries, vectors, w.s, w.peaks)
+    isa.soften(w.s, b.n, w.peaks, vectors, m, m + padded(w.lanes), w.alpha)
+    isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, o)
+
+
+cdef Block rows_at(Buffers *w, const float *rows, long n) noexcept nogil:
+    cdef Block b
+    b.keys, b.values, b.key_stride, b.value_stride, b.n, b.depth = rows, rows + w.depth, w.size, w.size, n, w.depth
+    return b
+
+
+cdef Block gather(Buffers *w, const float *rows, const int32_t *taken, long n, long n_ahead) noexcept nogil:
+    """`n` rows side by side, as the table takes them; `n_ahead` of the list are left."""
+    cdef:
+        Block b
+        long k, depth = w.depth - 1, stride = w.size
+        float *to = w.gathered
+        const float *row
+        uint32_t bits
+    if w.n_words > 0:
+        stride = 2 * w.n_words + w.width
+    for k in range(n):
+        if k + 8 < n_ahead:
+            tile_prefetch(rows + taken[k + 8] * w.size, w.size)
+        row = rows + taken[k] * w.size
+        if w.n_words == 0:
+            memcpy(to, row, w.size * sizeof(float))
+        else:
+            memcpy(to, row, depth * sizeof(float))
+            to[depth] = 0  # where the depth is odd
+            memcpy(&bits, row + depth, sizeof(float))
+            bits &= 0xffff0000u  # the own logit's upper half is a bfloat16, the rest is nearly one
+            memcpy(to + 2 * w.n_words - 2, &bits, sizeof(float))
+            to[2 * w.n_words - 1] = row[depth] - to[2 * w.n_words - 2]
+            memcpy(to + 2 * w.n_words, row + w.depth, w.width * sizeof(float))
+        to += stride
+    if w.n_words == 0:
+        return rows_at(w, w.gathered, n)
+    w.taken.pack_rows(w.gathered, stride, NULL, n, 2 * w.n_words, w.keys)
+    w.taken.pack_columns(w.gathered + 2 * w.n_words, stride, NULL, n, w.width, w.values)
+    b.keys, b.values, b.key_stride, b.value_stride = w.keys, w.values, w.n_words, w.width
+    b.n, b.depth = n, 2 * w.n_words
+    return b
+
+
+cdef void member_begin(Buffers *w, float *member, const float *query, long q_stride, const int64_t *members, long n,
+                       float factor) noexcept nogil:
+    """Load a panel of members, whose own logits count as they are, and clear their sums."""
+    cdef:
+        long lanes = w.lanes, i
+        float *o = member + w.depth * padded(lanes)
+        float *m = o + w.width * padded(lanes)
+        float *words = m + 4 * padded(lanes)
+        uint32_t ones = 0x3f803f80u
+    w.isa.load(query, q_stride, members, n, w.depth - 1, factor, member)
+    for i in range(lanes):
+        member[(w.depth - 1) * lanes + i] = 1
+        m[i], m[padded(lanes) + i] = TILE_MASKED, 0
+    memset(o, 0, w.width * lanes * sizeof(float))
+    if w.n_words > 0:
+        w.taken.pack_columns(member, lanes, NULL, w.depth - 1, lanes, words)
+        for i in range(lanes):
+            memcpy(words + (w.n_words - 1) * lanes + i, &ones, sizeof(float))
 
 
 cdef void attend_lane(Buffers *w, long lane, const float *rows, const float *query, long q_stride,
                       const int64_t *members, long n_members, float factor, const float *axes, const float *spreads,
                       const float *tail, float *out, long o_stride) noexcept nogil:
     """The members of the cluster in this lane: its tail first, then its rows, then the slopes."""
-    cdef long first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists.counts[lane], lanes = w.lanes
-    cdef const int32_t *taken = w.lists.rows + lane * w.lists.room
-    cdef float *member
-    cdef float *o
-    cdef float *m
+    cdef:
+        Block b
+        long first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists.counts[lane], lanes = w.lanes
+        size_t at_o = w.depth * padded(lanes), at_m = at_o + w.width * padded(lanes)
+        size_t at_taken = at_m + 4 * padded(lanes) if w.n_words else 0
+        const int32_t *taken = w.lists.rows + lane * w.lists.room
+        float *member
+        float *o
+        float *m
     for k in range(w.rank):
         w.center[k] = w.centers[k * lanes + lane]
     while first < n_members:
         n_panels = min(SHARED, (n_members - first + lanes - 1) // lanes)
         for i in range(n_panels):
             member = w.members + i * w.member_size
-            o = member + w.depth * padded(lanes)
-            m = o + w.width * padded(lanes)
+            m = member + at_m
             n = min(lanes, n_members - first - i * lanes)
-            vectors = (n + w.isa.vector - 1) // w.isa.vector
-            w.isa.load(query, q_stride, members + first + i * lanes, n, w.depth - 1, factor, member)
-            for k in range(lanes):
-                member[(w.depth - 1) * lanes + k] = 1
-                m[k], m[padded(lanes) + k] = TILE_MASKED, 0
-            memset(o, 0, w.width * lanes * sizeof(float))
+            member_begin(w, member, query, q_stride, members + first + i * lanes, n, factor)
             at = 0
             while at < w.n_tail[lane]:
-                k = min(TILE_KEYS, w.n_tail[lane] - at)
-                step(w, member, tail + at * w.size, k, vectors)
-                at += k
+                b = rows_at(w, tail + at * w.size, min(TILE_KEYS, w.n_tail[lane] - at))
+                step(w, w.isa, member, member + at_o, &b, (n + w.isa.vector - 1) // w.isa.vector)
+                at += b.n
             memcpy(m + 2 * padded(lanes), m, 2 * padded(lanes) * sizeof(float))  # what the tail came to
         at = 0
         while at < n_rows:
-            n = min(TILE_KEYS, n_rows - at)
-            for k in range(n):
-                if at + k + 8 < n_rows:
-                    tile_prefetch(rows + taken[at + k + 8] * w.size, w.size)
-                memcpy(w.gathered + k * w.size, rows + taken[at + k] * w.size, w.size * sizeof(float))
+            b = gather(w, rows, taken + at, min(TILE_KEYS, n_rows - at), n_rows - at)
             for i in range(n_panels):
+                member = w.members + i * w.member_size
                 k = min(lanes, n_members - first - i * lanes)
-                step(w, w.members + i * w.member_size, w.gathered, n, (k + w.isa.vector - 1) // w.isa.vector)
-            at += n
+                step(w, w.taken, member + at_taken, member + at_o, &b, (k + w.isa.vector - 1) // w.isa.vector)
+            at += b.n
         for i in range(n_panels):
             member = w.members + i * w.member_size
-            o = member + w.depth * padded(lanes)
-            m = o + w.width * padded(lanes)
+            o, m = member + at_o, member + at_m
             n = min(lanes, n_members - first - i * lanes)
             vectors = (n + w.isa.vector - 1) // w.isa.vector
             w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
@@ -494,6 +561,32 @@ def attend(
     long chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """Co-clustered attention of `chunk` query clusters a task (see `pyclattn.reference.coclusters`)."""
+    attend_with(current(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
+                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter)
+
+
+def attend_bfloat16(
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
+    const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
+    const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
+    const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
+    long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """The same with products of bfloat16 for the rows that are taken."""
+    attend_with(bfloat16(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
+                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter)
+
+
+cdef int attend_with(
+    const tile_isa *taken,
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
+    const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
+    const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
+    const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
+    long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+) except -1:
     cdef:
         Buffers w
         long q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
@@ -506,7 +599,7 @@ def attend(
             c, n = key_cluster_offsets[sequence], key_cluster_offsets[sequence + 1]
             most_clusters = max(most_clusters, n - c)
             most_keys = max(most_keys, key_bounds[0, n] - key_bounds[0, c])
-        if not buffers_new(&w, centroids.shape[2], rows.shape[2], axes.shape[2], most_clusters, most_keys):
+        if not buffers_new(&w, taken, centroids.shape[2], rows.shape[2], axes.shape[2], most_clusters, most_keys):
             with gil:
                 raise MemoryError("no memory for one block of co-clustered attention")
         while True:

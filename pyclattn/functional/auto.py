@@ -27,7 +27,7 @@ def auto_attention(
     query, key, value, return_error
         As of `coclustered_attention`.
     precision : str
-        As of `scaled_dot_product_attention`, where attention is exact.
+        Of the products, "float32" or "bfloat16", as of either method.
     **options
         Whatever else it takes.
 
@@ -50,10 +50,11 @@ def auto_attention(
     >>> errors  # so short an input is exact
     array([[0., 0.]])
     """
-    if method_for(query, key, value, **options) == "coclustered":
-        return coclustered_attention(query, key, value, return_error=return_error, **options)
+    method = method_for(query, key, value, **options)
     if precision != "float32":
         options["precision"] = precision
+    if method == "coclustered":
+        return coclustered_attention(query, key, value, return_error=return_error, **options)
     out = exactly(query, key, value, **options)
     n_sequences = len(out) if options.get("offsets") is None else len(options["offsets"]) - 1
     return (out, np.zeros((n_sequences, out.shape[-3]))) if return_error else out

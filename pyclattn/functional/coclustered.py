@@ -14,9 +14,11 @@ from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
 from pyclattn.functional._memory import library_bytes
 from pyclattn.functional._metric import axes_between, group_along
+from pyclattn.functional.precision import require
 from pyclattn.functional.sampled_error import ErrorCheck
 
 LOG2E = math.log2(math.e)
+KERNELS = {"float32": "coclusters.attend", "bfloat16": "coclusters.attend_bfloat16"}
 # Shorter sequences are as fast exactly.
 SHORTEST = 1024
 # Query clusters of one task: a panel of the widest instruction set; fewer where there would be few tasks.
@@ -48,6 +50,7 @@ def coclustered_attention(
     key_padding_mask: Given = None,
     query_padding_mask: Given = None,
     scale: float | None = None,
+    precision: str = "float32",
     offsets: Given = None,
     key_offsets: Given = None,
     return_error: bool = False,
@@ -81,6 +84,9 @@ def coclustered_attention(
         True = padding. A padded key is never read; a padded query's output is 0.
     scale : float, optional
         Factor on the logits, 1/sqrt(D) by default.
+    precision : str
+        Of the products with the keys that are attended to exactly: "float32", or "bfloat16" on a processor with
+        AVX512-BF16 (docs/bfloat16.md). Which keys those are, and what stands for the others, does not depend on it.
     offsets, key_offsets : int array (n_sequences + 1,), optional
         A ragged batch packed along the token axis; ``key_offsets`` where the keys' lengths differ.
     return_error : bool
@@ -106,6 +112,8 @@ def coclustered_attention(
     ------
     ShapeError, DTypeError, ArgumentError
         Before any work, naming the argument, what was given and what was expected.
+    BackendError
+        If the processor, or the instruction set that was chosen, has no products of bfloat16.
     AccuracyError
         With ``on_error="raise"``, naming heads and estimates.
 
@@ -131,6 +139,7 @@ def coclustered_attention(
     >>> bool(np.linalg.norm(near - exact) < 0.05 * np.linalg.norm(exact))
     True
     """
+    require(precision)
     q, k, v = _check.attention_inputs(query, key, value, offsets is not None)
     counts = _count("n_query_clusters", n_query_clusters), _count("n_key_clusters", n_key_clusters)
     n_exact, rank = _check.whole("n_exact", n_exact, 0), _check.whole("rank", rank, 1)
@@ -140,7 +149,8 @@ def coclustered_attention(
     check = ErrorCheck.of(return_error, max_error, on_error, len(queries.spans), q.shape[1])
     result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=True)
     if result.size:
-        _attend(q, queries, k, v, keys, bias, counts, n_exact, min(rank, q.shape[3]), factor, result, check, threads)
+        rank = min(rank, q.shape[3])
+        _attend(q, queries, k, v, keys, bias, counts, n_exact, rank, factor, result, check, precision, threads)
     own = result if offsets is None else result[0]
     return own if check is None else check.answer(own, return_error)
 
@@ -168,14 +178,14 @@ def _bias(given: Given, key_padding_mask: Given, k: Float32, is_packed: bool) ->
 def _attend(
     q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans, bias: Float32 | None,
     counts: tuple[int | None, int | None], n_exact: int, rank: int, factor: float, out: Float32,
-    check: ErrorCheck | None, n_threads: int,
+    check: ErrorCheck | None, precision: str, n_threads: int,
 ) -> None:  # fmt: skip
     """Short sequences exactly, the others in rounds of sequences and heads."""
     lengths, key_lengths = queries.lengths, keys.lengths
     is_long = (np.minimum(lengths, key_lengths) >= SHORTEST) & (2 * n_exact < key_lengths)
     short = np.flatnonzero(~is_long & (lengths > 0) & (key_lengths > 0))
     if len(short):
-        exact.attend_some(short, q, queries, k, v, keys, bias, factor, out, n_threads)
+        exact.attend_some(short, q, queries, k, v, keys, bias, factor, out, n_threads, precision)
     group = q.shape[1] // max(k.shape[1], 1)
     row_bytes = _row_bytes(q.shape[3], v.shape[3])
     steps, rounds = _rounds(np.flatnonzero(is_long), lengths, key_lengths, row_bytes, k.shape[1])
@@ -189,7 +199,7 @@ def _attend(
                 own = slice(first, first + step)
                 grouping = _round(
                     q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, clusters, n_exact, rank, factor,
-                    out[:, heads], n_threads,
+                    out[:, heads], precision, n_threads,
                 )  # fmt: skip
                 if check is not None:
                     check.add(
@@ -264,7 +274,7 @@ def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int |
 
 def _round(
     q: Float32, tokens: _ragged.Tokens, k: Float32, v: Float32, key_tokens: _ragged.Tokens, bias: Float32 | None,
-    clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, n_threads: int,
+    clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, precision: str, n_threads: int,
 ) -> Grouping:  # fmt: skip
     """Group both sides, sort the keys, find what is taken exactly, attend. As many heads of keys as of queries.
 
@@ -278,7 +288,7 @@ def _round(
     limits = _limits(centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads)
     chunk, tasks = _cut(grouping, len(rows))
     launch(
-        "coclusters.attend", n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
+        KERNELS[precision], n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
         grouping.cluster_offsets, limits, rows, key_scores, key_grouping.member_offsets,
         key_grouping.cluster_offsets, slopes, slope_axes, squares, factor * LOG2E, tasks, chunk, out,
     )  # fmt: skip

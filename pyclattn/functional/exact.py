@@ -128,14 +128,14 @@ def attend(
 
 def attend_some(
     sequences: Int64, q: Float32, queries: _ragged.Spans, k: Float32, v: Float32, keys: _ragged.Spans,
-    bias: Float32 | None, factor: float, out: Float32, n_threads: int,
+    bias: Float32 | None, factor: float, out: Float32, n_threads: int, precision: str = "float32",
 ) -> None:  # fmt: skip
     """Some sequences of a batch, whose keys may have logits of their own (B, S), queries holes between them."""
     tokens = _ragged.Spans(queries.spans[sequences], queries.index)
     own = _ragged.Spans(keys.spans[sequences], keys.index)
     if queries.index is None:
         spread = None if bias is None else np.broadcast_to(bias[:, None, None], (*q.shape[:3], k.shape[2]))
-        attend(q, tokens, k, v, own, None, spread, False, factor, out, n_threads)
+        attend(q, tokens, k, v, own, None, spread, False, factor, out, n_threads, precision)
         return
     for number, (batch, start, stop) in enumerate(tokens.spans.tolist()):  # queries with holes: side by side, and back
         rows = queries.index[start:stop]
@@ -146,7 +146,7 @@ def attend_some(
             spread = np.broadcast_to(bias[batch, None, None, None], (*part.shape[:3], k.shape[2]))
         place = _ragged.Spans(np.array([[0, 0, len(rows)]], np.int64))
         one = _ragged.Spans(own.spans[number : number + 1], own.index)
-        attend(part, place, k, v, one, None, spread, False, factor, result, n_threads)
+        attend(part, place, k, v, one, None, spread, False, factor, result, n_threads, precision)
         out[batch, :, rows] = result[0].swapaxes(0, 1)
 
 

@@ -31,7 +31,7 @@ METHODS: dict[str, Callable] = {
     "auto": auto_attention,
 }
 # Methods that take precision.
-PRECISE = ("exact", "auto")
+PRECISE = ("exact", "coclustered", "auto")
 # Methods that take is_causal.
 CAUSAL = ("exact", "improved-clustered")
 # What a method takes beside inputs and output: of the shapes of query, key and value, n_threads=, **parameters.
