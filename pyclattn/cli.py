@@ -100,7 +100,7 @@ def _add_run(commands) -> None:
     parser.add_argument("--attention", help="a method, a plan's file, or JSON as pyclattn.load takes it; "
                         "by default the plan in the model's file, else exact")  # fmt: skip
     parser.add_argument("--precision", default="float32", choices=CHOICES,
-                        help="of dense layers and exact attention (%(default)s)")  # fmt: skip
+                        help="of dense layers, convolutions and attention (%(default)s)")  # fmt: skip
     parser.add_argument("--n-threads", type=int)
     parser.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="a number, or with MB or GB behind it")
     parser.add_argument("--profile", metavar="TRACE.json", help="print time by op, write a Chrome trace")

@@ -64,8 +64,8 @@ def load(
         rest; a plan, or the path of one, ending in .json. By default the plan that was saved with the model; exact if
         there is none.
     precision : str
-        Of the products of dense layers and of exact attention: "float32"; "bfloat16", on a processor with AVX512-BF16
-        (docs/bfloat16.md); or "auto": bfloat16 where the processor has it.
+        Of the products of dense layers, convolutions and attention (docs/bfloat16.md): "float32"; "bfloat16", on a
+        processor with AVX512-BF16; or "auto": bfloat16 where the processor has it.
     n_threads : int, optional
         Default: PYCLATTN_NUM_THREADS, else the CPUs this process may use.
     max_memory : int, optional

@@ -114,7 +114,7 @@ class Settings:
     """What builders may decide by, besides shapes."""
 
     n_threads: int = 1
-    precision: str = "float32"  # of the products of dense layers and exact attention; "bfloat16"
+    precision: str = "float32"  # of the products of layers and attention; "bfloat16"
     block_bytes: int = 1 << 22  # scratch of a blocked product; halved by the planner to keep a memory limit
     prepares: bool = True  # pack weights and compute large constants once, which takes memory
     attention: Any = None  # function: name, heads, heads of keys, queries, keys -> [(slice of the latter heads, method,
