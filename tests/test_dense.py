@@ -86,12 +86,19 @@ def test_a_residual_is_added_last(room, activation):
     compare.assert_same_bits(taken, got)
 
 
-@pytest.mark.parametrize(("batch", "length", "heads", "head_dim"), [(1, 40, 2, 32), (3, 7, 5, 10), (2, 33, 1, 50)])
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "head_dim"),
+    [(1, 40, 2, 32), (3, 7, 5, 10), (2, 33, 1, 50), (5, 15, 3, 64), (2, 41, 4, 16), (3, 11, 2, 80)],
+)
 def test_heads_are_dealt_out(room, batch, length, heads, head_dim):
     x, weight, bias = case(batch * length, 9, heads * head_dim)
     want = linear(x, pack_weight(weight), bias).reshape(batch, length, heads, head_dim)
     out = np.full((batch, heads, length, head_dim), 7, np.float32)
     linear(x, pack_weight(weight), bias, out=out.swapaxes(1, 2))
+    compare.assert_same_bits(out, np.ascontiguousarray(want.swapaxes(1, 2)))
+    residual = x @ weight
+    want = linear(x, pack_weight(weight), bias, residual=residual).reshape(batch, length, heads, head_dim)
+    linear(x, pack_weight(weight), bias, residual=residual, out=out.swapaxes(1, 2))
     compare.assert_same_bits(out, np.ascontiguousarray(want.swapaxes(1, 2)))
     with pytest.raises(ShapeError, match="out must have shape"):
         linear(x, pack_weight(weight), out=np.empty((batch, length, heads, head_dim + 1), np.float32))

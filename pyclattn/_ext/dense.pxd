@@ -7,6 +7,13 @@ cdef struct Target:
     long length, head_dim, n_heads
     long batch_stride, row_stride, head_stride
 
+cdef struct Piece:
+    float *data
+    long rows, columns
+
+ctypedef void (*finish_t)(const float *, long, long, const float *, int, const float *, long, float *,
+                          long) noexcept nogil
+
 cdef Target target_of(float[:, :, :, :] out) noexcept
 cdef void deal_heads(const float *s, long lanes, long n, long column, long columns, long row,
                      const Target *t) noexcept nogil

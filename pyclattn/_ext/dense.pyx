@@ -23,6 +23,33 @@ cdef Target target_of(float[:, :, :, :] out) noexcept:
     return t
 
 
+cdef Piece piece_at(const Target *t, long row, long n, long column, long columns) noexcept nogil:
+    """What of n rows and a panel's columns lies in one head of one sequence, from (row, column) on."""
+    cdef:
+        Piece piece
+        long at = row % t.length, head = column // t.head_dim, within = column % t.head_dim
+    piece.rows, piece.columns = min(n, t.length - at), min(columns, t.head_dim - within)
+    piece.data = t.data + row // t.length * t.batch_stride + at * t.row_stride + head * t.head_stride + within
+    return piece
+
+
+cdef void deliver(finish_t finish, const float *s, long lanes, long n, long column, long columns, long row,
+                  const float *shift, int kind, const float *added, long added_stride,
+                  const Target *t) noexcept nogil:
+    """Finish n rows of a panel's sums where they belong; heads must begin at whole vectors of the panel."""
+    cdef:
+        Piece piece
+        long r = 0, c
+    while r < n:
+        c = 0
+        while c < columns:
+            piece = piece_at(t, row + r, n - r, column + c, columns - c)
+            finish(s + r * lanes + c, piece.rows, piece.columns, shift + c if shift != NULL else NULL, kind,
+                   added + r * added_stride + c if added != NULL else NULL, added_stride, piece.data, t.row_stride)
+            c += piece.columns
+        r += piece.rows
+
+
 cdef void deal_heads(const float *s, long lanes, long n, long column, long columns, long row,
                      const Target *t) noexcept nogil:
     """Write n rows of a panel's columns to the heads they belong to."""
@@ -77,7 +104,7 @@ cdef int multiply_with(
         const float *own_added = NULL
         int kind = ACTIVATIONS.index(activation)
         Target t = target_of(out)
-        bint is_plain = t.n_heads == 1 and out.shape[0] == 1
+        bint is_direct = t.n_heads == 1 or t.head_dim % isa.vector == 0
         long depth = rows.shape[1], width = t.n_heads * t.head_dim
         long row_stride = rows.strides[0] // 4, own_stride = row_stride, added_stride = 0, n_packed = 0
         long task, panel, row, start, stop, n, column, columns, first = -1
@@ -123,9 +150,9 @@ cdef int multiply_with(
                               panels + panel * n_words * lanes, (columns + isa.vector - 1) // isa.vector, s, peaks)
                     if added != NULL:
                         own_added = added + row * added_stride + column
-                    if is_plain:
-                        isa.finish(s, n, columns, own_shift, kind, own_added, added_stride,
-                                   t.data + row * t.row_stride + column, t.row_stride)
+                    if is_direct:
+                        deliver(isa.finish, s, lanes, n, column, columns, row, own_shift, kind, own_added,
+                                added_stride, &t)
                     else:
                         isa.finish(s, n, columns, own_shift, kind, own_added, added_stride, s, lanes)
                         deal_heads(s, lanes, n, column, columns, row, &t)

@@ -111,15 +111,19 @@ def checked(
 
 
 @lru_cache(maxsize=256)
-def cut(n_rows: int, n_panels: int, n_threads: int, rows: int, panels: int) -> Int64:
+def cut(
+    n_rows: int, n_panels: int, n_threads: int, rows: int, panels: int, per_thread: int = TASKS_PER_THREAD
+) -> Int64:
     """Tasks of up to ``rows`` x ``panels``, enough of them for the threads to end together; no sum depends on the cut.
+
+    ``per_thread``: the fewest that a thread should get, as far as `LEAST_ROWS` allows.
 
     Returns
     -------
     int64 array (n_tasks, 4)
         [first row, last + 1, first panel, last + 1].
     """
-    while -(-n_rows // rows) * -(-n_panels // panels) < TASKS_PER_THREAD * n_threads:
+    while -(-n_rows // rows) * -(-n_panels // panels) < per_thread * n_threads:
         if panels > 1:
             panels //= 2
         elif rows > LEAST_ROWS:
