@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import machine, peers
+from bench import peers
 from bench.cases import Case
 from bench.dense import DEPTHS, WIDTHS
 from bench.measure import fma_peak, interleave
-from bench.rows import Row, heading, tally, tokens
+from bench.rows import Row, tokens
 from bench.subjects import ours
 from bench.tasks import saliency
 from pyclattn import _threads
@@ -149,17 +148,7 @@ def main(given: list[str] | None = None) -> int:
         "dense": lambda: dense(options.threads, options.rounds),
         "model": lambda: model(options.threads, options.rounds, tuple(options.sizes)),
     }
-    found = []
-    print(heading(), flush=True)
-    for name in options.only or PARTS:
-        for row in parts[name]():
-            found.append(row)
-            print(row.line(), flush=True)
-    print(f"\n{tally(found)}; {options.threads} threads")
-    if not options.only:
-        about = machine.describe(options.threads)
-        RESULTS.write_text(json.dumps({"machine": about, "rows": [row.as_dict() for row in found]}, indent=1) + "\n")
-    return int(any(row.verdict == "MISS" for row in found))
+    return measured(parts, RESULTS, options.threads, options.only or PARTS)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench import machine
@@ -39,26 +40,37 @@ def run_parts(
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--json", type=Path, default=results, help="where results are kept (%(default)s)")
     options = parser.parse_args(given)
+    due = options.only or (list(parts) if options.fresh else None)
+    bound = {part: partial(measure, options.threads) for part, measure in parts.items()}
+    return measured(bound, options.json, options.threads, due)
+
+
+def measured(
+    parts: Mapping[str, Callable[[], Iterator[Row]]], results: Path, n_threads: int, due: Sequence[str] | None = None
+) -> int:
+    """Measure the parts that are due (default: what is missing) and print all rows; 1 if a bar is missed."""
     kept: dict[str, list[Row]] = {}
-    if options.json.exists() and not options.fresh:
-        for row in json.loads(options.json.read_text())["rows"]:
+    if results.exists():
+        for row in json.loads(results.read_text())["rows"]:
             kept.setdefault(row["part"], []).append(Row.from_dict(row))
-    due = options.only or [part for part in parts if part not in kept]
+    due = due or [part for part in parts if part not in kept]
     print(heading(), flush=True)
     for part, measure in parts.items():
         if part in due:
-            own = []
-            for row in measure(options.threads):
-                own.append(row)
-                print(row.line(), flush=True)
-            kept[part] = own
-            _write(options.json, kept, options.threads)
+            kept[part] = list(_shown(measure()))
+            _write(results, kept, n_threads)
         else:
-            for row in kept.get(part, ()):
-                print(row.line())
+            list(_shown(kept.get(part, ())))
     found = [row for part in parts for row in kept.get(part, ())]
-    print(f"\n{tally(found)}; {options.threads} threads")
+    print(f"\n{tally(found)}; {n_threads} threads")
     return int(any(row.verdict == "MISS" for row in found))
+
+
+def _shown(rows: Iterable[Row]) -> Iterator[Row]:
+    """The same, each printed as it comes."""
+    for row in rows:
+        print(row.line(), flush=True)
+        yield row
 
 
 def _write(path: Path, kept: Mapping[str, list[Row]], n_threads: int) -> None:

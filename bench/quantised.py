@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import dense_int8, machine
+from bench import dense_int8
 from bench.dense import BAR_FROM, DEPTHS, ROWS, WIDTHS
 from bench.measure import interleave
 from bench.memory import _status as status
-from bench.rows import Row, heading, tally
+from bench.rows import Row
 from bench.tasks import saliency, words
 from bench.tasks.exported import minilm
 from pyclattn import _threads
@@ -205,20 +205,7 @@ def main(given: list[str] | None = None) -> int:
         "saliency": lambda: heat_map(options.threads, options.size),
         "size": lambda: sizes(options.threads),
     }
-    found = []
-    print(heading(), flush=True)
-    for name in options.only:
-        for row in parts[name]():
-            found.append(row)
-            print(row.line(), flush=True)
-    print(f"\n{tally(found)}; {options.threads} threads")
-    if set(options.only) == set(PARTS):
-        RESULTS.write_text(
-            json.dumps(
-                {"machine": machine.describe(options.threads), "rows": [row.as_dict() for row in found]}, indent=1
-            )
-        )
-    return int(any(row.verdict == "MISS" for row in found))
+    return measured(parts, RESULTS, options.threads, options.only)
 
 
 if __name__ == "__main__":
