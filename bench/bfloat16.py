@@ -20,6 +20,7 @@ from bench import peers
 from bench.cases import Case
 from bench.dense import DEPTHS, WIDTHS
 from bench.measure import fma_peak, interleave
+from bench.parts import measured
 from bench.rows import Row, tokens
 from bench.subjects import ours
 from bench.tasks import saliency

@@ -24,6 +24,7 @@ from bench import dense_int8
 from bench.dense import BAR_FROM, DEPTHS, ROWS, WIDTHS
 from bench.measure import interleave
 from bench.memory import _status as status
+from bench.parts import measured
 from bench.rows import Row
 from bench.tasks import saliency, words
 from bench.tasks.exported import minilm
