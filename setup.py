@@ -1,9 +1,12 @@
-"""Extensions and their directives; everything else stands in pyproject.toml."""
+"""Extensions, their compiler and their directives; everything else stands in pyproject.toml."""
 
+import shutil
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 EXT = Path("pyclattn/_ext")
 LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512", "avx512_bf16")]
@@ -12,6 +15,8 @@ ROWS = [str(EXT / f"rows_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
 HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
 # gnu11: -std=c11 would turn off the fusing of multiply and add that the tiles live on.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+if sys.platform == "win32":  # clang-cl takes clang's own options behind this word
+    FLAGS = [f"/clang:{flag}" for flag in FLAGS if flag not in ("-fvisibility=hidden", "-g0")]
 MODULES = {
     "isa": LANES,
     "attention": [],
@@ -25,6 +30,20 @@ MODULES = {
     "points": [],
     "rows": ROWS,
 }
+
+
+class BuildExt(build_ext):
+    """On Windows the C is compiled by clang-cl, since Microsoft's compiler has no vectors; all else is Microsoft's."""
+
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            if not self.compiler.initialized:
+                self.compiler.initialize()  # finds Microsoft's tools, its linker and headers among them
+            self.compiler.cc = shutil.which("clang-cl")
+            if self.compiler.cc is None:
+                raise SystemExit("clang-cl, which LLVM has, is needed to build pyclattn on Windows: put it on the PATH")
+        super().build_extensions()
+
 
 extensions = [
     Extension(f"pyclattn._ext.{name}", [str(EXT / f"{name}.pyx"), *sources], depends=HEADERS, extra_compile_args=FLAGS)
@@ -49,6 +68,7 @@ packages = [
 
 setup(
     ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES),
+    cmdclass={"build_ext": BuildExt},
     package_dir={"pyclattn": "pyclattn", "pyclattn_export": "export"},
     packages=packages,
     include_package_data=False,  # sources of extensions stay in the sdist

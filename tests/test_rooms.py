@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import subprocess
 import sys
 
@@ -39,17 +40,32 @@ def test_the_reference_has_every_kernel(kernel):
 
 
 def test_instruction_sets_begin_with_the_baseline():
-    from pyclattn._ext import isa
+    from pyclattn._ext import int8, isa
 
-    levels = isa.available()
-    assert levels[0] == "baseline"
-    assert len(set(levels)) == len(levels)
-    assert isa.selected() in levels
-    if os.uname().machine == "x86_64":
-        with open("/proc/cpuinfo") as info:
-            flags = next(line for line in info if line.startswith("flags")).split()
-        assert ("avx2" in levels) == ("avx2" in flags and "fma" in flags)
-        assert ("avx512" in levels) == ({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"} <= set(flags))
+    for levels in (isa.available(), int8.available()):
+        assert levels[0] == "baseline"
+        assert len(set(levels)) == len(levels)
+    assert isa.selected() in isa.available()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="compares with what Linux says of the processor"
+)
+def test_instruction_sets_are_those_of_the_processor():
+    from pyclattn._ext import int8, isa
+
+    with open("/proc/cpuinfo") as info:
+        flags = set(next(line for line in info if line.startswith("flags")).split())
+    avx2 = {"avx2", "fma"}
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", *avx2}
+    expected = {"avx2": avx2, "avx512": avx512}
+    assert isa.available()[1:] == [name for name, needed in expected.items() if needed <= flags]
+    expected = {
+        "avx2": avx2, "avxvnni": {"avx_vnni", *avx2}, "avx512": avx512, "avx512vnni": {"avx512_vnni", *avx512}
+    }  # fmt: skip
+    assert int8.available()[1:] == [name for name, needed in expected.items() if needed <= flags]
+    with _dispatch.forced(isa=isa.available()[-1]):
+        assert (isa.missing_bfloat16() == "") == ({"avx512_bf16", *avx512} <= flags)
 
 
 def test_forced_ends_with_its_block_whatever_happens():

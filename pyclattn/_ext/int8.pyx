@@ -21,20 +21,16 @@ cdef enum:
 
 cdef extern from *:
     """
+    #include "cpu.h"
     #include "int8.h"
     /* narrowest first */
     static const int8_isa *int8_of(int level) {
     #ifdef TILE_X86
-        __builtin_cpu_init(); /* asks the processor and the operating system */
-        int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-        int has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-        if (level == 4 && has_avx512 && __builtin_cpu_supports("avx512vnni")) return &int8_avx512vnni;
-        if (level == 3 && has_avx512) return &int8_avx512;
-        #if !defined(__clang__) || __clang_major__ >= 19 /* an older clang cannot ask for it */
-        if (level == 2 && has_avx2 && __builtin_cpu_supports("avxvnni")) return &int8_avxvnni;
-        #endif
-        if (level == 1 && has_avx2) return &int8_avx2;
+        int found = cpu_features();
+        if (level == 4 && found & CPU_AVX512_VNNI) return &int8_avx512vnni;
+        if (level == 3 && found & CPU_AVX512) return &int8_avx512;
+        if (level == 2 && found & CPU_AVXVNNI) return &int8_avxvnni;
+        if (level == 1 && found & CPU_AVX2) return &int8_avx2;
     #endif
         return level == 0 ? &int8_baseline : 0;
     }

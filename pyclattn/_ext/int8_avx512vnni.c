@@ -1,7 +1,7 @@
 /* AVX-512 with VNNI: 8 x 3 sums of 16 lanes. */
 #if defined(__x86_64__) || defined(__i386__)
 #ifdef __clang__
-#include <immintrin.h>
+#include "x86.h"
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma")

@@ -1,7 +1,7 @@
 /* AVX2 with AVX-VNNI: 4 x 3 sums of 8 lanes. */
 #if defined(__x86_64__) || defined(__i386__)
 #ifdef __clang__
-#include <immintrin.h>
+#include "x86.h"
 #pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
 #else
 #pragma GCC target("avx2,fma,avxvnni")

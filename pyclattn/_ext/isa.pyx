@@ -8,20 +8,18 @@ from pyclattn.errors import BackendError
 
 cdef extern from *:
     """
+    #include "cpu.h"
     #include "tile.h"
     static const tile_isa *tile_of(int level) {
     #ifdef TILE_X86
-        __builtin_cpu_init(); /* asks the processor and the operating system */
-        if (level == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
-            return &tile_avx512;
-        if (level == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &tile_avx2;
+        if (level == 2 && cpu_features() & CPU_AVX512) return &tile_avx512;
+        if (level == 1 && cpu_features() & CPU_AVX2) return &tile_avx2;
     #endif
         return level == 0 ? &tile_baseline : 0;
     }
     static const tile_isa *pairs_of(const tile_isa *isa) {
     #ifdef TILE_X86
-        if (isa == &tile_avx512 && __builtin_cpu_supports("avx512bf16")) return &tile_avx512_bf16;
+        if (isa == &tile_avx512 && cpu_features() & CPU_AVX512_BF16) return &tile_avx512_bf16;
     #endif
         return 0;
     }

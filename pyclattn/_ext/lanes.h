@@ -22,11 +22,11 @@ INL vf blend(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (
 
 /* Where either is NaN the second wins: larger(x, m) keeps m, larger(bound, x) keeps x. */
 #if VB == 64
-#include <immintrin.h>
+#include "x86.h"
 INL vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INL uint32_t above(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
 #elif VB == 32
-#include <immintrin.h>
+#include "x86.h"
 INL vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INL uint32_t above(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)); }
 #elif defined(__SSE2__)

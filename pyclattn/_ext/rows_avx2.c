@@ -1,7 +1,7 @@
 /* AVX2 with FMA. */
 #if defined(__x86_64__) || defined(__i386__)
 #ifdef __clang__
-#include <immintrin.h>
+#include "x86.h"
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx2,fma")

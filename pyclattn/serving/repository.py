@@ -2,7 +2,7 @@
 
 A request is looked up in a dictionary and never becomes a path, so no name leads out of a folder. A safetensors file is
 copied to a private, unlinked file first: whoever overwrites the original in place cannot change what is being answered,
-or take the mapped pages away.
+or take the mapped pages away. (Windows keeps a mapped file's name: there the copy stays in the temporary folder.)
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Repository:
 
     def _copied(self, path: Path) -> Model:
         """The model of a copy that nobody else can open: its name is gone once it is mapped."""
-        with tempfile.TemporaryDirectory(prefix="pyclattn-") as folder:
+        with tempfile.TemporaryDirectory(prefix="pyclattn-", ignore_cleanup_errors=True) as folder:
             copy = Path(folder) / path.name
             shutil.copyfile(path, copy)
             try:
