@@ -31,10 +31,13 @@ MEMORY_SHARE = 0.85
 def pyclattn_run(attention: str, precision: str, path: str, model: str, n_threads: int) -> tuple[Run, About]:
     """A model in its own file, as a service would load it."""
     from pyclattn import load
+    from pyclattn.plan.choice import choice_of
 
-    how: Any = "exact" if attention == "pyclattn" else str(model_files.plan_file())
+    how: Any = "exact"
     if attention == "coclustered":
-        how = model_cases.uniform(model, precision)
+        how = model_cases.uniform(model)
+    elif attention == "calibrated":
+        how = str(model_files.plan_file())
     numbers = "bfloat16" if precision == "bf16" else "float32"
     loaded = load(path, attention=how, precision=numbers, n_threads=n_threads)
     feeds = model_files.inputs(model)
@@ -48,7 +51,7 @@ def pyclattn_run(attention: str, precision: str, path: str, model: str, n_thread
         if attention == "pyclattn":
             return {"flops": flops(loaded, feeds)}
         found = layer_errors(loaded.run(None, feeds, report=True)[1])
-        return found | ({"setting": f"n_exact {how['n_exact']}"} if attention == "coclustered" else {})
+        return found | ({} if attention == "calibrated" else {"setting": str(choice_of(how))})
 
     return run, about
 
