@@ -5,7 +5,7 @@ Each `def` owns the buffers of one thread and draws tasks; their meaning stands 
 
 from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint32_t
-from libc.stdlib cimport free, qsort
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
@@ -163,9 +163,46 @@ def select(
         free(memory)
 
 
-cdef int by_value(const void *a, const void *b) noexcept nogil:
-    cdef int64_t x = (<const int64_t *> a)[0], y = (<const int64_t *> b)[0]
-    return (x > y) - (x < y)
+cdef void sort_tokens(int64_t *keys, int64_t *spare, long n) noexcept nogil:
+    """Into `spare`, ascending by the upper 31 bits, equal ones in their order: three passes of counting 11 bits."""
+    cdef long counts[2048]
+    cdef long i, before, shift, digit, total
+    cdef int64_t *other
+    for shift in range(32, 65, 11):
+        memset(counts, 0, sizeof(counts))
+        for i in range(n):
+            counts[(keys[i] >> shift) & 2047] += 1
+        total = 0
+        for digit in range(2048):
+            before = counts[digit]
+            counts[digit] = total
+            total += before
+        for i in range(n):
+            digit = (keys[i] >> shift) & 2047
+            spare[counts[digit]] = keys[i]
+            counts[digit] += 1
+        other = keys
+        keys, spare = spare, other
+
+
+cdef long largest(const float *row, long n) noexcept nogil:
+    """The place of a row's largest, the first of several; affinities are numbers."""
+    cdef float peaks[8]
+    cdef long c = 0, i
+    for i in range(8):
+        peaks[i] = -INFINITY
+    while c + 8 <= n:  # eight chains at once
+        for i in range(8):
+            peaks[i] = row[c + i] if row[c + i] > peaks[i] else peaks[i]
+        c += 8
+    for i in range(c, n):
+        peaks[0] = row[i] if row[i] > peaks[0] else peaks[0]
+    for i in range(1, 8):
+        peaks[0] = peaks[i] if peaks[i] > peaks[0] else peaks[0]
+    for c in range(n):
+        if row[c] == peaks[0]:
+            return c
+    return 0
 
 
 cdef long best_open(const float *row, long n_clusters, const int64_t *sizes, long capacity) noexcept nogil:
@@ -184,21 +221,23 @@ def assign(
     cdef:
         float *memory
         int64_t *keys
+        int64_t *sorted_keys
         int64_t *sizes
         const float *row
-        long n_clusters = affinity.shape[1], task, best, c
+        long n_clusters = affinity.shape[1], task, best
         int64_t most = 0, start, stop, t, i
         int32_t bits
 
     with nogil:
         for task in range(tasks.shape[0]):
             most = max(most, spans[tasks[task, 0], 2] - spans[tasks[task, 0], 1])
-        memory = new_floats(2 * (most + n_clusters))
+        memory = new_floats(2 * (2 * most + n_clusters))
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one order of tokens")
         keys = <int64_t *> memory
-        sizes = keys + most
+        sorted_keys = keys + most
+        sizes = sorted_keys + most
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -207,19 +246,16 @@ def assign(
             memset(sizes, 0, n_clusters * sizeof(int64_t))
             for t in range(start, stop):
                 row = &affinity[t - origin, 0]
-                best = 0
-                for c in range(1, n_clusters):
-                    if row[c] > row[best]:
-                        best = c
+                best = largest(row, n_clusters)
                 labels[t] = <int32_t> best
                 # ascending: the largest affinity first (bits of floats >= 0 are ordered as they are), then the token
                 memcpy(&bits, &row[best], sizeof(float))
                 if not row[best] >= 0:
                     bits = 0
                 keys[t - start] = (<int64_t> (INT32_MAX - bits) << 32) | (t - start)
-            qsort(keys, stop - start, sizeof(int64_t), by_value)
+            sort_tokens(keys, sorted_keys, stop - start)
             for i in range(stop - start):
-                t = start + (keys[i] & <int64_t> 0xFFFFFFFF)
+                t = start + (sorted_keys[i] & <int64_t> 0xFFFFFFFF)
                 if sizes[labels[t]] >= capacity:
                     labels[t] = <int32_t> best_open(&affinity[t - origin, 0], n_clusters, sizes, capacity)
                 sizes[labels[t]] += 1

@@ -13,6 +13,7 @@ from pyclattn._dispatch import launch
 from pyclattn.arrays import Bool, Float32, Given, Int64
 from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
+from pyclattn.functional._scratch import scratch
 
 CLUSTERINGS = ("topk", "sa_topk")
 ATTENTIONS = ("softmax", "laplace")
@@ -57,8 +58,7 @@ class _Members:
 
     def places(self, n_tokens: int) -> tuple[Int64, Int64]:
         """The members that each token is, one token after the other, and where each token's begin."""
-        counts = np.bincount(self.tokens, minlength=n_tokens)
-        return np.argsort(self.tokens, kind="stable"), _ends(counts)
+        return _order(self.tokens, n_tokens), _ends(np.bincount(self.tokens, minlength=n_tokens))
 
 
 def cast_attention(
@@ -151,11 +151,12 @@ def cast_attention(
     result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=int(lengths.sum()) < n_tokens)
     if result.size:
         threads = threads if n_tokens * recipe.surrogates.size > SMALL else 1
-        shares = _sigmoid(phi)
-        gains = (_softplus1(phi), _softplus1(-phi)) if warm else (None, None)
+        shares, *gains = _gated(phi)
+        of_query, of_key = gains if warm else (None, None)
         for tokens in _rounds(spans):
             members = _cluster(q, k, tokens, shares, recipe, threads)
-            _attend(q, k, v, tokens, members, gains, recipe, result, threads)
+            with scratch((q.shape[1], len(members.tokens), v.shape[3])) as within:
+                _attend(q, k, v, tokens, members, (of_query, of_key), recipe, within, result, threads)
     return result if offsets is None else result[0]
 
 
@@ -203,7 +204,7 @@ def memberships(
     n_clusters = recipe.surrogates.shape[1]
     found = np.zeros((q.shape[0], q.shape[2], n_clusters), bool)
     for tokens in _rounds(spans):
-        members = _cluster(q, k, tokens, _sigmoid(phi), recipe, threads)
+        members = _cluster(q, k, tokens, _gated(phi)[0], recipe, threads)
         batches = tokens.spans[members.clusters // n_clusters, 0]
         found[batches, tokens.index[members.tokens], members.clusters % n_clusters] = True
     return found if offsets is None else found[0]
@@ -225,7 +226,7 @@ def working_bytes(
         cells += 5 * n_members  # scores, tokens, and which of them are there
     kept = 4 * n_heads * width * (n_members + n_sequences * n_clusters) + 8 * (6 * n_members + 4 * n_tokens)
     block = 4 * 128 * (depth + width) + 4 * 48 * (2 * n_clusters + 5 * (depth + width) + 256)
-    return kept + 4 * cells + 3 * 8 * batch * length + n_threads * block
+    return kept + 4 * cells + 6 * 8 * batch * length + n_threads * block
 
 
 def _recipe(
@@ -324,7 +325,7 @@ def _sa_topk(
         )  # fmt: skip
     clusters = labels + n_clusters * np.repeat(np.arange(len(tokens.spans)), tokens.lengths)
     counts = np.bincount(clusters, minlength=len(tokens.spans) * n_clusters)
-    return _Members(np.argsort(clusters, kind="stable"), _ends(counts))
+    return _Members(_order(clusters, len(counts)), _ends(counts))
 
 
 def _affinities(
@@ -343,12 +344,11 @@ def _affinities(
 
 def _attend(
     q: Float32, k: Float32, v: Float32, tokens: _ragged.Tokens, members: _Members,
-    gains: tuple[Float32 | None, Float32 | None], recipe: _Recipe, out: Float32, n_threads: int,
+    gains: tuple[Float32 | None, Float32 | None], recipe: _Recipe, within: Float32, out: Float32, n_threads: int,
 ) -> None:  # fmt: skip
-    """Attention within the clusters, their summaries, and the mixing of both."""
+    """Attention within the clusters, into ``within`` (H, members, E), their summaries, and the mixing of both."""
     (_, n_heads, _, _), width = q.shape, v.shape[3]
     n_clusters = recipe.surrogates.shape[1]
-    within = np.empty((n_heads, len(members.tokens), width), np.float32)
     summaries = np.zeros((n_heads, len(members.offsets) - 1, width), np.float32)
     rows, batches = tokens.index[members.tokens], np.repeat(tokens.spans[:, 0], n_clusters)
     of_query, of_key = gains
@@ -374,11 +374,17 @@ def _ends(counts: Int64) -> Int64:
     return ends
 
 
-def _sigmoid(x: Float32) -> Float32:
-    with np.errstate(over="ignore"):
-        return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+def _order(labels: Int64, n_labels: int) -> Int64:
+    """Where the members of each label are, one label after the other: 16 bits are sorted by counting."""
+    return np.argsort(labels.astype(np.uint16) if n_labels <= 1 << 16 else labels, kind="stable")
 
 
-def _softplus1(x: Float32) -> Float32:
-    """1 + log(1 + exp x)."""
-    return (1 + np.logaddexp(0, x.astype(np.float64))).astype(np.float32)
+def _gated(phi: Float32) -> tuple[Float32, Float32, Float32]:
+    """sigmoid(phi), 1 + log(1 + exp phi) and 1 + log(1 + exp -phi)."""
+    x = phi.astype(np.float64)
+    small = np.exp(-np.abs(x))
+    low = np.log1p(small)
+    sigmoid = np.where(x >= 0, 1, small) / (1 + small)
+    gains = (1 + np.maximum(side, 0) + low for side in (x, -x))
+    shares, of_query, of_key = (y.astype(np.float32) for y in (sigmoid, *gains))
+    return shares, of_query, of_key

@@ -9,6 +9,9 @@ mixing; a padded token is in no cluster, and what goes into ``out_proj`` for it 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,9 +21,10 @@ from pyclattn import _threads
 from pyclattn.arrays import Bool, Float32, Given
 from pyclattn.errors import ShapeError
 from pyclattn.functional._check import flag, one_of, whole
+from pyclattn.functional._scratch import scratch
 from pyclattn.functional.cast import ATTENTIONS, CLUSTERINGS, cast_attention, memberships
 from pyclattn.layers import _check
-from pyclattn.layers.attention import Heads, _cut, _join
+from pyclattn.layers.attention import Heads, _cut
 from pyclattn.layers.basic import Linear
 
 
@@ -132,16 +136,16 @@ class CASTAttention:
         """
         n_threads = _threads.resolve(n_threads)
         x = _check.tokens("CASTAttention", x, self.query_proj.n_in, offsets is not None)
-        heads, gate = self._projected(x, n_threads)
-        joined = _join(
+        width = self.value_proj.n_out
+        with self._projected(x, n_threads) as (heads, gate), scratch((*x.shape[:-1], width)) as given:
+            joined = given if self.out_proj is not None else np.empty(given.shape, np.float32)
             cast_attention(
                 *heads, self.surrogate_tokens, gate, cluster_size=self.cluster_size, clustering=self.clustering,
                 attention=self.attention, gate_temperature=self.gate_temperature, key_padding_mask=key_padding_mask,
-                offsets=offsets, scale=self.scale, n_threads=n_threads,
-            )
-        )  # fmt: skip
-        if self.out_proj is not None:
-            return self.out_proj(joined, add=add, n_threads=n_threads)
+                offsets=offsets, scale=self.scale, n_threads=n_threads, out=_cut(joined, self.n_heads),
+            )  # fmt: skip
+            if self.out_proj is not None:
+                return self.out_proj(joined, add=add, n_threads=n_threads)
         add = _check.residual("CASTAttention", add, joined.shape)
         return joined if add is None else joined + add
 
@@ -156,25 +160,31 @@ class CASTAttention:
         """
         n_threads = _threads.resolve(n_threads)
         x = _check.tokens("CASTAttention", x, self.query_proj.n_in, offsets is not None)
-        heads, gate = self._projected(x, n_threads)
-        return memberships(
-            heads.query, heads.key, self.surrogate_tokens, gate, cluster_size=self.cluster_size,
-            clustering=self.clustering, attention=self.attention, key_padding_mask=key_padding_mask, offsets=offsets,
-            scale=self.scale, n_threads=n_threads,
-        )  # fmt: skip
+        with self._projected(x, n_threads) as (heads, gate):
+            return memberships(
+                heads.query, heads.key, self.surrogate_tokens, gate, cluster_size=self.cluster_size,
+                clustering=self.clustering, attention=self.attention, key_padding_mask=key_padding_mask,
+                offsets=offsets, scale=self.scale, n_threads=n_threads,
+            )  # fmt: skip
 
-    def _projected(self, x: Float32, n_threads: int) -> tuple[Heads, Float32]:
-        """Heads of query, key and value as views of their products, and the gate."""
-        ends = np.cumsum([self.query_proj.n_out, self.key_proj.n_out])
-        heads = (_cut(part, self.n_heads) for part in np.split(self._qkv(x, n_threads=n_threads), ends, -1))
-        return Heads(*heads), self.gate(x, n_threads=n_threads)[..., 0]
+    @contextmanager
+    def _projected(self, x: Float32, n_threads: int) -> Iterator[tuple[Heads, Float32]]:
+        """Heads of query, key and value as views of one product, and the gate, its last column: for a block."""
+        _, n_heads, depth = self.surrogate_tokens.shape
+        n_rows, width = math.prod(x.shape[:-1]), self._fused.n_out
+        with scratch((n_rows, -(-width // 16) * 16)) as rows:  # rows begin with a cache line
+            out = rows[:, :width]
+            self._fused.into(x.reshape(n_rows, x.shape[-1]), out, None, n_threads)
+            heads = _cut(out[:, :-1].reshape(*x.shape[:-1], width - 1), n_heads)
+            parts = heads[..., :depth], heads[..., depth : 2 * depth], heads[..., 2 * depth :]
+            yield Heads(*parts), out[:, -1].reshape(x.shape[:-1])
 
     @cached_property
-    def _qkv(self) -> Linear:
-        """The three projections as one, which reads x once."""
+    def _fused(self) -> Linear:
+        """The projections and the gate as one, which reads x once; a head's query, key and value lie side by side."""
         parts = self.query_proj, self.key_proj, self.value_proj
-        weight = np.concatenate([part.weight for part in parts])
-        if all(part.bias is None for part in parts):
-            return Linear(weight)
-        biases = [np.zeros(part.n_out, np.float32) if part.bias is None else part.bias for part in parts]
-        return Linear(weight, np.concatenate(biases))
+        biases = [np.zeros(part.n_out, np.float32) if part.bias is None else part.bias for part in (*parts, self.gate)]
+        by_head = [part.weight.reshape(self.n_heads, -1, part.n_in) for part in parts]
+        weight = np.concatenate(by_head, axis=1).reshape(-1, self.gate.n_in)
+        bias = np.concatenate([b.reshape(self.n_heads, -1) for b in biases[:-1]], axis=1).ravel()
+        return Linear(np.concatenate([weight, self.gate.weight]), np.concatenate([bias, biases[-1]]))
