@@ -19,7 +19,8 @@ NORMALIZATIONS = ("centroids", "inputs", "both")
 # Inputs of one task: enough that its sums over M centroids are small beside them; M at least, so that the sums of all
 # tasks together never outgrow the inputs.
 CHUNK = 1024
-CHUNK_PAIRS = 256  # centroids of one task that gathers neighbours
+SMALL_PAIRS = 250_000  # of pairs x features, read here and there: below (0.2 ms) a second thread is not worth its start
+CHUNK_PAIRS = 64  # centroids of one task that gathers neighbours
 
 
 def centroid_attention(
@@ -185,7 +186,7 @@ def _gather_pairs(
     for is_left_out in _left_out(neighbors, padding, absent):
         neighbors = np.where(is_left_out, -1, neighbors)
     weights = np.empty((n_batch, n_heads, n_centroids, n_neighbors), np.float32)
-    threads = threads if weights.size * (q.shape[3] + v.shape[3]) > SMALL else 1
+    threads = threads if weights.size * (q.shape[3] + v.shape[3]) > SMALL_PAIRS else 1
     tasks = _ragged.per_head(n_batch, n_heads)
     launch("centroid.weigh_pairs", threads, q, k, neighbors, normalize == "inputs", factor, tasks, weights)
     tasks = _ragged.per_chunk(np.full(n_batch, n_centroids), n_heads, CHUNK_PAIRS)

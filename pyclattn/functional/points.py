@@ -117,7 +117,15 @@ def nearest_neighbors(
         "points.find_nearest", threads if work > SMALL_PICKED else 1, q, p, places.spans, places.index, topk, tasks,
         CHUNK, distances, neighbors,
     )  # fmt: skip
-    return np.take_along_axis(neighbors, distances.argsort(axis=-1, kind="stable"), axis=-1)
+    return np.take_along_axis(neighbors, _order(distances), axis=-1)
+
+
+def _order(distances: Float32) -> Int64:
+    """A stable argsort of rows: the bits of what is not negative have its order, and numbers sort faster than pairs."""
+    places = np.arange(distances.shape[-1], dtype=np.int64)
+    keys = distances.view(np.int32).astype(np.int64) << 32 | places
+    keys.sort(axis=-1)
+    return keys & 0xFFFFFFFF
 
 
 def _points(name: str, given: Given, padding: Given) -> tuple[Float32, _ragged.Spans]:
