@@ -202,11 +202,11 @@ FILES = modules(ROOT)
 
 
 def test_the_walk_sees_the_house():
-    assert {"_config.py", "_threads.py", "_dispatch.py", "kernels/_jit.py", "_ext/attention.pyx"} <= set(FILES)
+    assert {"_config.py", "_threads.py", "_dispatch.py", "kernels/_jit.py"} <= set(FILES)
     assert "pyclattn._dispatch.launch" in imports_of("functional/exact.py", FILES["functional/exact.py"])
-    assert any(
-        name.startswith("pyclattn._ext.isa") for name in imports_of("_ext/attention.pyx", FILES["_ext/attention.pyx"])
-    )
+    if ROOT == Path(__file__).parents[1] / "pyclattn":  # what is installed has the extensions without their sources
+        names = imports_of("_ext/attention.pyx", FILES["_ext/attention.pyx"])
+        assert any(name.startswith("pyclattn._ext.isa") for name in names)
 
 
 def test_imports_follow_the_spine():

@@ -17,9 +17,10 @@ from pyclattn.errors import ArgumentError
 from pyclattn.functional._check import one_of
 from pyclattn.functional.dense_int8 import LARGEST_DEPTH, quantise_weight
 from pyclattn.graph.identity import derived
+from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.program import Op, Program, fresh_name, nested, walk
 from pyclattn.graph.program import free_names as free_names_of
-from pyclattn.graph.weights import DENSE, DEQUANTIZE
+from pyclattn.graph.weights import DENSE
 
 WEIGHTS = ("int8", "fp16", "bf16")
 # A smaller weight is not worth an operator: 64 x 64 float32 are 16 kB.

@@ -11,6 +11,8 @@ from pyclattn.functional.dense import Packed, is_fast, pack_weight
 from pyclattn.functional.dense_bfloat16 import pack_bfloat16
 from pyclattn.functional.dense_int8 import LARGEST_DEPTH, pack_int8
 from pyclattn.graph.filters import CONVOLUTIONS, PackedFilters, packing_of
+from pyclattn.graph.ops.quantised import INT32_DEPTH
+from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.program import Op, Program, nested, walk
 from pyclattn.graph.spec import Spec
 
@@ -18,8 +20,6 @@ from pyclattn.graph.spec import Spec
 LEAST_PACKED = 1 << 16
 DENSE = ("pyclattn:Linear", "MatMul")
 PACK: dict[str, Callable[[np.ndarray], Packed]] = {"float32": pack_weight, "bfloat16": pack_bfloat16}
-# A weight stored in fewer bits, as float32 (graph/quantise.py).
-DEQUANTIZE = "pyclattn:Dequantize"
 # Products of 8-bit whole numbers: the operator -> which input is its weight.
 INTEGER = {
     "MatMulInteger": 1,
@@ -27,7 +27,6 @@ INTEGER = {
     "com.microsoft:MatMulIntegerToFloat": 1,
     "com.microsoft:DynamicQuantizeMatMul": 1,
 }
-INT32_DEPTH = (2**31 - 1) // 255**2  # so many products of numbers up to 255 fit in an int32
 Uses = list[tuple[Op, tuple[str, ...]]]  # every operator that will run, and the names it reads beside its inputs
 
 

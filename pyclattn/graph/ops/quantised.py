@@ -13,10 +13,10 @@ from pyclattn.graph.ops.linear import SPLIT, general_matmul
 from pyclattn.graph.ops.registry import element_type, op
 from pyclattn.graph.ops.windows import padded, sliding, window
 from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
-from pyclattn.graph.weights import INT32_DEPTH
 
 # 256 products of numbers up to 255 stay below 2^24, where float32 holds every whole number.
 EXACT_TERMS = 256
+INT32_DEPTH = (2**31 - 1) // 255**2  # so many products of numbers up to 255 fit in an int32
 
 
 def along(array: np.ndarray, axis: int, ndim: int) -> np.ndarray:

@@ -8,7 +8,9 @@ from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.spec import Kernel, Node, Spec, broadcast
-from pyclattn.graph.weights import DEQUANTIZE
+
+# A weight stored in fewer bits, as float32 (graph/quantise.py).
+DEQUANTIZE = "pyclattn:Dequantize"
 
 
 @op(DEQUANTIZE)
