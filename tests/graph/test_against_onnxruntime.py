@@ -134,3 +134,16 @@ def test_resize(mode, where):
     sizes = np.array([1, 2, 21, 4])
     expected = onnxruntime_result("Resize", [x, None, None, sizes], attributes)
     close(run("Resize", [x, sizes], attributes, optional=(1, 2)), expected, 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic", "nearest"])
+@pytest.mark.parametrize(("shape", "sizes"), [((1, 24, 40, 30), (1, 24, 90, 71)), ((1, 1, 400, 200), (1, 1, 370, 500))])
+def test_resize_in_pieces(mode, shape, sizes):
+    """The same bits on any number of threads."""
+    x, sizes = normal(*shape), np.array(sizes)
+    expected = onnxruntime_result("Resize", [x, None, None, sizes], {"mode": mode})
+    whole = run("Resize", [x, sizes], {"mode": mode}, 1, optional=(1, 2))
+    close(whole, expected, 1e-4)
+    for n_threads in (2, 3):
+        shared = run("Resize", [x, sizes], {"mode": mode}, n_threads, optional=(1, 2))
+        assert np.array_equal(shared[0], whole[0])

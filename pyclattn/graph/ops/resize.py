@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from pyclattn.errors import ModelFormatError, ShapeError
+from pyclattn.graph import blocks
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.spec import Kernel, Node, Spec, simple
 
@@ -141,24 +142,49 @@ def _resize(node: Node) -> Kernel:
     parts.sort(key=lambda p: len(p[1]) / x.shape[p[0]])  # shrink first
     fill = node.attr("extrapolation_value", 0.0)
 
-    def run(a, *_):
-        kind = a.dtype
-        if mode != "nearest" and kind.kind != "f":
-            a = a.astype(np.float32)
-        for axis, index, weight in parts:
+    if not parts:
+        return simple([Spec(shape, x.dtype)], lambda a, *_: a)
+
+    def piece(a, rows):
+        """The output at some places of the first axis that is resized."""
+        for i, (axis, index, weight) in enumerate(parts):
+            if i == 0:
+                index, weight = index[rows], None if weight is None else weight[rows]
             a = np.take(a, index[:, 0], axis) if weight is None else interpolate(a, axis, index, weight)
-        if outside:
-            a = a.copy()
-            for axis, mask in outside:
-                a[(slice(None),) * axis + (mask,)] = fill
-        if a.dtype != kind and kind.kind in "iu":
-            limits = np.iinfo(kind)
+        for axis, mask in outside:
+            a[(slice(None),) * axis + (mask[rows] if axis == parts[0][0] else mask,)] = fill
+        if a.dtype != x.dtype and x.dtype.kind in "iu":
+            limits = np.iinfo(x.dtype)
             a = np.clip(np.rint(a), limits.min, limits.max)
         return a
 
-    kernel = simple([Spec(shape, x.dtype)], run)
-    kernel.transient += kernel.outputs[0].nbytes + x.nbytes
-    return kernel
+    return _in_pieces(piece, parts[0][0], x, Spec(shape, x.dtype), mode != "nearest", node.settings.n_threads)
+
+
+def _in_pieces(piece, axis: int, x: Spec, out: Spec, is_weighted: bool, n_threads: int) -> Kernel:
+    """The kernel that fills its output by ``piece(input, places of the axis)``, in pieces that stay in cache."""
+    n = out.shape[axis]
+    step = max(1, blocks.BLOCK * n // max(1, out.size))
+    n_pieces = -(-n // step)
+    as_float = is_weighted and x.dtype.kind != "f"
+
+    def bind(ins, outs, scratch):
+        result = outs[0]
+
+        def run():
+            a = ins[0].astype(np.float32) if as_float else ins[0]
+
+            def fill(i):
+                rows = slice(i * step, (i + 1) * step)
+                result[(slice(None),) * axis + (rows,)] = piece(a, rows)
+
+            blocks.share(fill, n_pieces, n_threads if out.size >= blocks.PARALLEL else 1)()
+
+        return run
+
+    row = max(out.size // max(1, n), x.size // max(1, x.shape[axis]))
+    held = 3 * step * row * max(4, x.dtype.itemsize) * min(n_threads, n_pieces)  # what is taken, its product, the sum
+    return Kernel([out], bind, transient=held + (4 * x.size if as_float else 0))
 
 
 @op("GridSample")
