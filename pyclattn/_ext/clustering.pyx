@@ -1,4 +1,4 @@
-"""Clustering kernels that read the caller's rows: sign codes, nearest centroids, means."""
+"""Clustering kernels: sign codes, nearest centroids, k-means along axes, sorting by cluster, means."""
 
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -270,6 +270,46 @@ def lloyd_along(
                         for d in range(rank):
                             centers[c * rank + d] = <float> (totals[c * rank + d] / counts[c])
         free(memory)
+
+
+def sort_by_label(
+    const int32_t[:, ::1] labels, const int64_t[:, ::1] spans, const int64_t[::1] index,
+    const int64_t[::1] cluster_offsets, const int64_t[:, ::1] tasks, int64_t[:, ::1] order,
+    int64_t[:, ::1] member_offsets, int64_t[::1] counter,
+):
+    """Counting sort of a sequence's rows by cluster (see `pyclattn.reference.clustering`)."""
+    cdef:
+        long task, sequence, head, first, n_clusters, c, most = 0
+        int64_t t, place
+        int64_t *places  # the next one of each cluster
+
+    with nogil:
+        for c in range(cluster_offsets.shape[0] - 1):
+            most = max(most, cluster_offsets[c + 1] - cluster_offsets[c])
+        places = <int64_t *> new_floats(2 * (most + 1))
+        if places == NULL:
+            with gil:
+                raise MemoryError("no memory for one place a cluster")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            sequence, head = tasks[task, 0], tasks[task, 1]
+            first = cluster_offsets[sequence]
+            n_clusters = cluster_offsets[sequence + 1] - first
+            memset(places, 0, (n_clusters + 1) * sizeof(int64_t))
+            for t in range(spans[sequence, 1], spans[sequence, 2]):
+                places[labels[head, t] + 1] += 1
+            places[0] = spans[sequence, 1]
+            for c in range(n_clusters):
+                places[c + 1] += places[c]
+            for c in range(n_clusters + 1):
+                member_offsets[head, first + c] = places[c]
+            for t in range(spans[sequence, 1], spans[sequence, 2]):
+                place = places[labels[head, t]]
+                places[labels[head, t]] = place + 1
+                order[head, place] = index[t]
+        free(places)
 
 
 def cluster_means(

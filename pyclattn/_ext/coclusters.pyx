@@ -4,8 +4,8 @@ A sorted row is [key (D), its own logit (1), value (E)], logits in base 2: a pan
 the score. The tail, one mean row a cluster of keys, has the same shape, so that each query sees one list of rows.
 """
 
-from libc.math cimport exp2f, log2f, sqrt
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.math cimport exp2f, log2, log2f, sqrt
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
@@ -16,9 +16,13 @@ from pyclattn._ext.isa cimport (
 cdef double LOG2E = 1.4426950408889634
 # A cluster whose keys are all so far below one that is taken has no tail (2^-90): dividing by less may overflow.
 cdef float LEAST_MASS = 8.0e-28
+# The limit of what takes nothing, the least size of distances, and what a distance's square counts at least.
+cdef float NEVER = 3.402823466e38
+cdef double TINY = 1.1754943508222875e-38, LEAST_SQUARE = 1e-3
 # Panels of one cluster's members that share a gathered block of rows.
 cdef enum:
     SHARED = 4
+    HALF = 1 << 16  # numbers that half of a float's bits can be
 
 
 def covariances(
@@ -221,6 +225,37 @@ def moments(
         free(memory)
 
 
+def score_keys(
+    const float[:, :, ::1] radii, const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, float[:, ::1] key_scores,
+    int64_t[::1] counter,
+):
+    """log2 of the product of each key's two distances (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        long task, head, k
+        int64_t at, start, stop
+        double[2] sizes
+        double x, y
+
+    with nogil:
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            head, start, stop = tasks[task, 1], spans[tasks[task, 0], 1], spans[tasks[task, 0], 2]
+            for k in range(2):
+                sizes[k] = 0
+                for at in range(start, stop):
+                    sizes[k] += <double> radii[head, at, k] * radii[head, at, k]
+                sizes[k] = sqrt(sizes[k] / max(1, stop - start))
+                if sizes[k] < TINY:  # not so where it is NaN
+                    sizes[k] = TINY
+            for at in range(start, stop):
+                x, y = radii[head, at, 0] / sizes[0], radii[head, at, 1] / sizes[1]
+                # one logarithm for both
+                x = (x * x + LEAST_SQUARE) * (y * y + LEAST_SQUARE)
+                key_scores[head, at] = <float> (0.5 * log2(x) + log2(sizes[0]) + log2(sizes[1]))
+
+
 def weigh(
     const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, ::1] rows,
     const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] sample,
@@ -289,6 +324,102 @@ cdef struct Block:
     const float *keys
     const float *values
     long key_stride, value_stride, n, depth
+
+
+cdef uint32_t rank_of(float x) noexcept nogil:
+    """A whole number in the order of the floats."""
+    cdef uint32_t bits
+    memcpy(&bits, &x, 4)
+    return bits ^ (<uint32_t> -<int32_t> (bits >> 31) | <uint32_t> 0x80000000)
+
+
+cdef float of_rank(uint32_t rank) noexcept nogil:
+    """The float of this rank."""
+    cdef uint32_t bits = rank & <uint32_t> 0x7fffffff if rank >> 31 else ~rank
+    cdef float x
+    memcpy(&x, &bits, 4)
+    return x
+
+
+cdef uint32_t bound_above(
+    const float[:, :, ::1] sample, const float[:, ::1] logs, const float[:, ::1] spreads, const float *own,
+    const int64_t[:, ::1] member_offsets, long first, long last, int64_t most, int64_t *weights,
+    uint32_t *ranks,
+) noexcept nogil:
+    """Rank of the least error that pairs of queries and keys with a weight of at most `most` are above.
+
+    Its upper half is found first, then its lower, by the weights of all that begins with what is found."""
+    cdef long head, c, i, digit, n_samples = sample.shape[2]
+    cdef int shift = 32
+    cdef uint32_t found = 0
+    cdef int64_t size, above = 0
+    cdef float offset
+    while shift > 0:
+        shift -= 16
+        memset(weights, 0, HALF * sizeof(int64_t))
+        for head in range(sample.shape[0]):
+            for c in range(first, last):
+                size = member_offsets[head, c + 1] - member_offsets[head, c]
+                offset = spreads[head, c] - logs[head, c]
+                for i in range(n_samples):
+                    ranks[i] = rank_of((sample[head, c, i] + own[head * n_samples + i]) + offset)
+                for i in range(n_samples):
+                    if <uint64_t> ranks[i] >> (shift + 16) == <uint64_t> found >> (shift + 16):
+                        weights[(ranks[i] >> shift) & (HALF - 1)] += size
+        digit = HALF - 1
+        while digit > 0 and above + weights[digit] <= most:
+            above += weights[digit]
+            digit -= 1
+        found |= <uint32_t> digit << shift
+    return found
+
+
+def thresholds(
+    const float[:, :, ::1] sample, const float[:, ::1] logs, const float[:, ::1] spreads,
+    const float[:, ::1] key_scores, const int64_t[::1] cluster_offsets, const int64_t[:, ::1] member_offsets,
+    const int64_t[:, ::1] spans, const float[::1] share, const int64_t[:, ::1] tasks, float[:, ::1] limits,
+    int64_t[::1] counter,
+):
+    """Each cluster's limit, from one threshold a sequence (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        float *own
+        uint32_t *ranks
+        int64_t *weights
+        long n_heads = sample.shape[0], n_samples = sample.shape[2], task, sequence, head, first, last, c, i
+        int64_t start, n, total, most
+        float threshold
+
+    with nogil:
+        weights = <int64_t *> new_floats(2 * HALF + (n_heads + 1) * n_samples)
+        if weights == NULL:
+            with gil:
+                raise MemoryError("no memory for the scores of sampled keys")
+        own = <float *> (weights + HALF)
+        ranks = <uint32_t *> own + n_heads * n_samples
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            sequence = tasks[task, 0]
+            start, n = spans[sequence, 1], spans[sequence, 2] - spans[sequence, 1]
+            first, last = cluster_offsets[sequence], cluster_offsets[sequence + 1]
+            total = 0
+            for head in range(n_heads):
+                total += (member_offsets[head, last] - member_offsets[head, first]) * n_samples
+                for i in range(n_samples):
+                    own[head * n_samples + i] = key_scores[head, start + i * n // n_samples]
+            most = <int64_t> (<double> share[sequence] * <double> total)
+            threshold = -NEVER
+            if most < total:
+                threshold = of_rank(
+                    bound_above(sample, logs, spreads, own, member_offsets, first, last, most, weights, ranks))
+            for head in range(n_heads):
+                for c in range(first, last):
+                    if member_offsets[head, c + 1] > member_offsets[head, c]:
+                        limits[head, c] = threshold - (spreads[head, c] - logs[head, c])
+                    else:
+                        limits[head, c] = NEVER
+        free(weights)
 
 
 cdef struct Buffers:

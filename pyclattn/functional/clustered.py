@@ -336,4 +336,4 @@ def working_bytes(
     n_parts = _n_parts(n_sequences * n_heads * -(-n_own // PANELS), n_keys)
     partial, whole = 4 * (2 + width + 3 * topk), 4 * (width + 3 * topk)  # of a cluster: float32, keys as int64
     attending = n_sequences * n_heads * n_own * (4 * depth + n_parts * partial + whole)
-    return kept + max(grouping, attending) + library_bytes("attention.merge_partials", "clustering.sort_by_label")
+    return kept + max(grouping, attending) + library_bytes("attention.merge_partials")

@@ -12,7 +12,6 @@ from pyclattn.arrays import Float32, Float64, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
-from pyclattn.functional._memory import library_bytes
 from pyclattn.functional._metric import axes_between, group_along
 from pyclattn.functional.precision import require
 from pyclattn.functional.sampled_error import ErrorCheck
@@ -254,7 +253,7 @@ def working_bytes(
     lanes = 48  # of the widest instruction set
     listed = min(n_keys, 4 * n_exact + 1024)  # of a lane's list of keys, as far as a usual cluster's pages go
     thread = 4 * lanes * (others * (row + 2) + listed + 2 * n_axes * width + 5 * row + 400)
-    return grouped + sorted_rows + clusters + n_threads * thread + library_bytes("coclusters.thresholds")
+    return grouped + sorted_rows + clusters + n_threads * thread
 
 
 def _row_bytes(depth: int, width: int) -> int:

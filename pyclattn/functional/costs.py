@@ -194,7 +194,7 @@ def measure_again(n_threads: int) -> Rates | None:
 
 
 def _key(n_threads: int) -> tuple:
-    return n_threads, _dispatch.room_of("attention.attend"), _dispatch.room_of("coclusters.thresholds")
+    return n_threads, _dispatch.room_of("attention.attend"), _dispatch.room_of("attention.merge_partials")
 
 
 def _file(n_threads: int) -> Path:

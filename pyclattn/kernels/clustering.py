@@ -1,4 +1,4 @@
-"""Lloyd's k-means on sign codes, and sorting by cluster (meaning: `pyclattn.reference.clustering`)."""
+"""Lloyd's k-means on sign codes (meaning: `pyclattn.reference.clustering`)."""
 
 import numpy as np
 
@@ -92,26 +92,3 @@ def hamming_update(sizes, bit_counts, parts, cluster_offsets, refill, tasks, cen
                 for b in range(64):
                     ones[b] += bit_counts[part, c, b]
             centroids[head, start + c] = refill[c] if size == 0 else _majority(size, ones)
-
-
-@jit("(i4[:,::1], i8[:,::1], i8[::1], i8[::1], i8[:,::1], i8[:,::1], i8[:,::1], i8[::1])")
-def sort_by_label(labels, spans, index, cluster_offsets, tasks, order, member_offsets, counter):
-    """Counting sort of a sequence's rows by cluster."""
-    while True:
-        task = draw(counter)
-        if task >= len(tasks):
-            break
-        sequence, head = tasks[task, 0], tasks[task, 1]
-        start, stop = spans[sequence, 1], spans[sequence, 2]
-        first, last = cluster_offsets[sequence], cluster_offsets[sequence + 1]
-        next_place = np.zeros(last - first + 1, np.int64)
-        for t in range(start, stop):
-            next_place[labels[head, t] + 1] += 1
-        next_place[0] = start
-        for c in range(last - first):
-            next_place[c + 1] += next_place[c]
-        member_offsets[head, first : last + 1] = next_place
-        for t in range(start, stop):
-            c = labels[head, t]
-            order[head, next_place[c]] = index[t]
-            next_place[c] += 1
