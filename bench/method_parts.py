@@ -24,7 +24,7 @@ N_INPUTS, N_CENTROIDS, N_HEADS, HEAD_DIM = 16384, 256, 8, 32
 N_POINTS, N_CHOSEN = 65536, 1024
 
 TRAINED = ROOT / "tests" / "data" / "trained"
-CAST_EXAMPLES, CAST_BEHIND = ("listops", "pixels"), 0.02
+CAST_EXAMPLES, CAST_BEHIND = ("listops", "pixels", "pixels_longer"), 0.02
 CENTROID_BEHIND, CENTROID_TIME = 0.01, 0.25
 
 

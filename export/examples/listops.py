@@ -58,7 +58,7 @@ def example(kind: listops.Class, n_clusters: int, cluster_size: int, name: str, 
     return Example(name, made, batch, cache(partial(load, N_TEST, TEST_SEED)), n_steps)
 
 
-SHORT = example(listops.SHORT, 8, 16, "listops", 1500)
+SHORT = example(listops.SHORT, 8, 16, "listops", 4000)
 LONG = example(listops.LONG_RANGE_ARENA, 40, 50, "listops-long", 5000)
 
 if __name__ == "__main__":

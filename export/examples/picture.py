@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-EXAMPLES = ("listops", "pixels", "point_clouds", "tokens")
+EXAMPLES = ("listops", "pixels", "pixels_longer", "point_clouds", "tokens")
 COLORS = ("#555555", "#c0392b", "#e68a7e", "#1f5fbf", "#7fb3e6", "#2e7d4f")
 CONTROL = "none"
 
@@ -22,7 +22,7 @@ def draw(folder: Path, path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure, axes = pyplot.subplots(2, 3, figsize=(16, 7.5), layout="constrained")
     for axis, name in zip(axes.flat, EXAMPLES):
         found = json.loads((folder / f"{name}.json").read_text())
         for color, network in zip(COLORS, (each for each in found if each["name"] != CONTROL)):
@@ -34,6 +34,8 @@ def draw(folder: Path, path: Path) -> None:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.grid(color="#e4e4e4", linewidth=0.6)
         axis.legend(fontsize=9, title="accuracy on the whole test set", title_fontsize=9)
+    for axis in axes.flat[len(EXAMPLES) :]:
+        axis.remove()
     figure.savefig(path, dpi=85)
 
 

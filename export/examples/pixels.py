@@ -1,11 +1,14 @@
 """Digits as sequences of 1,024 pixels: CAST with 16 clusters of 64, four ways, against exact attention trained alike.
 
 pip install scikit-learn        # the images
-python export/examples/pixels.py
+python export/examples/pixels.py                   # 500 steps
+python export/examples/pixels.py --longer          # 1,500
 """
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -90,6 +93,9 @@ KINDS: dict[str, MakeAttention] = {
 EXAMPLE = Example(
     "pixels", {name: partial(network, kind) for name, kind in KINDS.items()}, batch, test, N_STEPS, source=source
 )
+LONGER = replace(EXAMPLE, name="pixels_longer", n_steps=1500, source=None)  # the same test set
 
 if __name__ == "__main__":
-    main(EXAMPLE, __doc__)
+    is_longer = "--longer" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--longer"]
+    main(LONGER if is_longer else EXAMPLE, __doc__)

@@ -28,7 +28,7 @@ from pyclattn_export.torch_layers import CentroidAttention
 
 DIM, N_HEADS, HIDDEN = 32, 2, 64
 N_POINTS, SHARE, N_NEIGHBORS = 1024, 16, 32
-BATCH, N_STEPS, N_TEST = 16, 360, 500
+BATCH, N_STEPS, N_TEST = 16, 900, 500
 TEST_SEED = 2
 LARGER = (2048, 4096, 8192)
 FREQUENCIES = (2.0, 4.0, 8.0, 16.0)  # of the distance from the middle, whose mean square is 1

@@ -33,7 +33,7 @@ def test_set(example):
     if example == "listops":
         ids, padding, labels = listops.generate(2 * N_TEST, TEST_SEED)
         return {"inputs": ids, "key_padding_mask": padding}, labels
-    if example == "pixels":
+    if example.startswith("pixels"):
         with np.load(TRAINED / "pixels.npz") as file:
             return {"inputs": pixels.sequences(file["images"])}, file["labels"]
     if example == "point_clouds":
@@ -47,7 +47,7 @@ test_set.__test__ = False
 
 
 def test_all_examples_are_there():
-    assert {example for example, _ in FOUND} == {"listops", "pixels", "point_clouds", "tokens"}
+    assert {example for example, _ in FOUND} == {"listops", "pixels", "pixels_longer", "point_clouds", "tokens"}
     assert len(FOUND) >= 12
 
 
