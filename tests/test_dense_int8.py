@@ -196,9 +196,10 @@ def test_a_weight_packed_for_other_instructions_is_refused():
             linear(x, packed)
 
 
-def test_heads_are_written_where_they_belong(room):
-    x, weight, bias, _ = case(2 * 6, 9, 3 * 20)
+@pytest.mark.parametrize("head_dim", [20, 32])  # 32: whole vectors of every instruction set
+def test_heads_are_written_where_they_belong(room, head_dim):
+    x, weight, bias, _ = case(2 * 6, 9, 3 * head_dim)
     packed = pack_int8(*quantise_weight(weight))
-    heads = np.zeros((2, 3, 6, 20), np.float32)
+    heads = np.zeros((2, 3, 6, head_dim), np.float32)
     packed.bind(x, bias, out=heads.swapaxes(1, 2))()
-    compare.assert_same_bits(heads, linear(x, packed, bias).reshape(2, 6, 3, 20).swapaxes(1, 2).copy())
+    compare.assert_same_bits(heads, linear(x, packed, bias).reshape(2, 6, 3, head_dim).swapaxes(1, 2).copy())

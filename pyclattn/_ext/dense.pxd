@@ -15,6 +15,9 @@ ctypedef void (*finish_t)(const float *, long, long, const float *, int, const f
                           long) noexcept nogil
 
 cdef Target target_of(float[:, :, :, :] out) noexcept
+cdef void deliver(finish_t finish, const float *s, long lanes, long n, long column, long columns, long row,
+                  const float *shift, int kind, const float *added, long added_stride,
+                  const Target *t) noexcept nogil
 cdef void deal_heads(const float *s, long lanes, long n, long column, long columns, long row,
                      const Target *t) noexcept nogil
 cdef long tallest(const int64_t[:, ::1] tasks) noexcept

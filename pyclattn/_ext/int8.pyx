@@ -4,7 +4,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, strcmp
 
-from pyclattn._ext.dense cimport Target, deal_heads, tallest, target_of
+from pyclattn._ext.dense cimport Target, deal_heads, deliver, tallest, target_of
 from pyclattn._ext.isa cimport current, draw_task, new_floats, tile_isa
 
 from pyclattn import _config
@@ -110,7 +110,7 @@ def multiply(
         const float *own_added = NULL
         int kind = ACTIVATIONS.index(activation)
         Target t = target_of(out)
-        bint is_plain = t.n_heads == 1 and out.shape[0] == 1
+        bint is_direct = t.n_heads == 1 or t.head_dim % tile.vector == 0
         long depth = rows.shape[1], width = t.n_heads * t.head_dim, lanes = isa.lanes, n_groups = panels.shape[1]
         long stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1, added_stride = 0
         long task, panel, row, start, stop, n, column, columns
@@ -149,9 +149,9 @@ def multiply(
                                  &offsets[column], &scales[column], row_scales + row - start, s)
                     if added != NULL:
                         own_added = added + row * added_stride + column
-                    if is_plain:
-                        tile.finish(s, n, columns, own_shift, kind, own_added, added_stride,
-                                    t.data + row * t.row_stride + column, t.row_stride)
+                    if is_direct:
+                        deliver(tile.finish, s, lanes, n, column, columns, row, own_shift, kind, own_added,
+                                added_stride, &t)
                     else:
                         tile.finish(s, n, columns, own_shift, kind, own_added, added_stride, s, lanes)
                         deal_heads(s, lanes, n, column, columns, row, &t)
