@@ -32,7 +32,7 @@ PROBABILITY_BAR = 0.008
 GENE_ATTENTION = {"method": "coclustered", "n_exact": 128}
 KEYPOINTS, POINTS_BAR, F1_BAR, MATCHING_BAR = 8_192, 0.5, 0.96, 3.0
 # Matching is sharp: it wants many small clusters.
-MATCHING_ATTENTION = {"method": "coclustered", "n_query_clusters": 272, "n_key_clusters": 91, "n_exact": 512}
+MATCHING_ATTENTION = {"method": "coclustered", "n_query_clusters": 288, "n_key_clusters": 96, "n_exact": 416}
 CORRELATION_BAR, OVERLAP_BAR, SALIENCY_BAR = 0.9998, 0.985, 4.0
 SALIENCY_ATTENTION = {"method": "coclustered", "n_exact": 128}
 # What is run before the clock, so that code is loaded and threads have started: nucleotides or keypoints, and pixels.
