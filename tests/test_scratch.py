@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -26,6 +27,10 @@ def test_the_same_memory_again():
             assert not np.shares_memory(first, second)
     with scratch((2, _scratch.LEAST)) as again:
         assert np.shares_memory(again, first) or np.shares_memory(again, second)
+    with scratch(LARGE) as one, scratch(LARGE) as other, scratch(LARGE) as third:
+        assert not np.shares_memory(one, other)
+        assert not np.shares_memory(one, third)
+        assert not np.shares_memory(other, third)
     kept = len(_scratch._free)
     with scratch((_scratch.LEAST,)) as less:
         assert not np.shares_memory(less, first)
@@ -63,6 +68,7 @@ def test_threads_never_share():
         for _ in range(50):
             with scratch((_scratch.LEAST // 4,)) as array:
                 array[::1000] = number
+                time.sleep(0.0005)  # the others' turn
                 if (array[::1000] != number).any():
                     wrong.append(number)
 

@@ -1,10 +1,12 @@
 """CASTAttention beside plain loops; packing, masks, weights by name; as an operator of a graph."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, ShapeError
-from pyclattn.functional import cast
+from pyclattn.functional import _scratch, cast
 from pyclattn.layers import CASTAttention, Linear, from_weights
 from tests import compare, naive_cast
 from tests.graph.build import run
@@ -53,6 +55,24 @@ def test_beside_loops(clustering, attention, gate_temperature):
     compare.assert_close(layer(x, key_padding_mask=padding), want, 1e-5)
     _, chosen, margin = expected(weights, x, None, key_padding=padding, **how)
     assert chosen == members or margin < 1e-5
+
+
+@pytest.mark.parametrize("clustering", cast.CLUSTERINGS)
+def test_working_memory_leaves_no_trace(monkeypatch, clustering):
+    """Whatever was left in the arrays that are kept, and a result is not the next one's memory."""
+    layer = from_weights("cast_attention", tensors(), cluster_size=6, clustering=clustering)
+    x, padding = random(2, 23, WIDTH), np.arange(23) >= np.array([[20], [9]])
+    monkeypatch.setattr(_scratch, "_free", [])
+    for one in (layer, replace(layer, out_proj=None)):
+        want = one(x, key_padding_mask=padding)
+        monkeypatch.setattr(_scratch, "LEAST", 1)
+        got = one(x, key_padding_mask=padding)
+        assert _scratch._free
+        for memory in _scratch._free:
+            memory[...] = np.nan
+        again = one(x, key_padding_mask=padding)
+        compare.assert_same_bits(got, want)
+        compare.assert_same_bits(again, want)
 
 
 def test_packed_and_added():
