@@ -10,7 +10,7 @@ import numpy as np
 from pyclattn.arrays import Float32, Int32
 from pyclattn.functional import conv
 from pyclattn.functional.conv_bfloat16 import paired_filters
-from pyclattn.graph.ops.conv_tile import Phase, Places, fits_tile, plain_phase, remainder_phases, seen_at
+from pyclattn.graph.phases import Phase, Places, fits_tile, plain_phase, remainder_phases, seen_at
 from pyclattn.graph.program import Op
 from pyclattn.graph.spec import Spec
 

@@ -10,10 +10,11 @@ import numpy as np
 from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.graph import blocks
-from pyclattn.graph.ops.conv_tile import is_tiled, plain_phase, plane, remainder_phases, seen_at, tiled
+from pyclattn.graph.ops.conv_tile import is_tiled, tiled
 from pyclattn.graph.ops.linear import SPLIT
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.ops.windows import Slots, Window, padded, sliding, window
+from pyclattn.graph.phases import plain_phase, plane, remainder_phases, seen_at
 from pyclattn.graph.spec import Kernel, Node, Spec, at
 
 # Unfolded input of one task: with the weights and its part of the output about the size of an L2 cache (1 MB) or two.
