@@ -5,11 +5,12 @@ Each `def` owns the buffers of one thread and draws tasks; the `cdef` functions 
 
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, bfloat16, current, tile_all_finite, tile_isa, tile_term
-from pyclattn._ext.isa cimport best_at, best_size, draw_task, new_floats, padded, tile_best
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, best_at, best_size, bfloat16, current, draw_task, free_floats, i64, new_floats, padded,
+    tile_all_finite, tile_best, tile_isa, tile_term,
+)
 
 cdef double LOG2E = 1.4426950408889634
 
@@ -24,7 +25,7 @@ cdef struct Panel:
 cdef struct Work:
     const tile_isa *isa
     float *memory
-    long depth, width, lanes
+    i64 depth, width, lanes
     float *panels   # one after the other, panel_size floats each
     size_t panel_size
     float *s
@@ -38,7 +39,7 @@ cdef struct Work:
 cdef struct Block:
     const float *keys
     const float *values
-    long key_stride, value_stride, n
+    i64 key_stride, value_stride, n
     const int64_t *index    # rows of the keys, or NULL: first_row + k
     int64_t first_row
 
@@ -49,13 +50,13 @@ cdef struct Mask:
     int64_t origin          # position of the query at lane position 0
     const float *bias       # of the panel's first query, or NULL
     const uint8_t *allowed  # likewise
-    long query_stride, key_stride
+    i64 query_stride, key_stride
 
 
-cdef bint work_new(Work *w, const tile_isa *isa, long depth, long width, long n_panels, long n_packed) noexcept nogil:
+cdef bint work_new(Work *w, const tile_isa *isa, i64 depth, i64 width, i64 n_panels, i64 n_packed) noexcept nogil:
     """Buffers for one thread; `n_packed` rows of keys and values. False where memory is out."""
     cdef size_t size
-    cdef long i
+    cdef i64 i
     w.isa = isa
     w.lanes, w.depth, w.width = w.isa.lanes, depth, width
     w.panel_size = (depth + width + 2) * padded(w.lanes)
@@ -75,7 +76,7 @@ cdef bint work_new(Work *w, const tile_isa *isa, long depth, long width, long n_
     return True
 
 
-cdef Panel panel_at(Work *w, long number) noexcept nogil:
+cdef Panel panel_at(Work *w, i64 number) noexcept nogil:
     cdef Panel p
     p.queries = w.panels + number * w.panel_size
     p.o = p.queries + w.depth * w.lanes
@@ -84,9 +85,9 @@ cdef Panel panel_at(Work *w, long number) noexcept nogil:
     return p
 
 
-cdef void panel_begin(Work *w, Panel p, const float *rows, long stride, const int64_t *index, long n,
+cdef void panel_begin(Work *w, Panel p, const float *rows, i64 stride, const int64_t *index, i64 n,
                       float factor) noexcept nogil:
-    cdef long i
+    cdef i64 i
     w.isa.load(rows, stride, index, n, w.depth, factor, p.queries)
     memset(p.o, 0, w.width * w.lanes * sizeof(float))
     memset(p.mass, 0, w.lanes * sizeof(float))
@@ -94,9 +95,9 @@ cdef void panel_begin(Work *w, Panel p, const float *rows, long stride, const in
         p.m[i] = TILE_MASKED
 
 
-cdef void panel_step(Work *w, Panel p, long n_queries, Block b, Mask *mask, const tile_best *best) noexcept nogil:
+cdef void panel_step(Work *w, Panel p, i64 n_queries, Block b, Mask *mask, const tile_best *best) noexcept nogil:
     """One block of keys: scores, selection where asked for, softmax, values."""
-    cdef long vectors = (n_queries + w.isa.vector - 1) // w.isa.vector
+    cdef i64 vectors = (n_queries + w.isa.vector - 1) // w.isa.vector
     w.isa.score(b.keys, b.key_stride, b.n, w.depth, p.queries, vectors, w.s, w.peaks)
     if best != NULL:
         w.isa.pick(w.s, w.peaks, b.n, vectors, b.index, b.first_row, <tile_best *> best)
@@ -118,9 +119,9 @@ cdef void panel_step(Work *w, Panel p, long n_queries, Block b, Mask *mask, cons
         accumulate_seen(w, p, n_queries, b)
 
 
-cdef void accumulate_seen(Work *w, Panel p, long n_queries, Block b) noexcept nogil:
+cdef void accumulate_seen(Work *w, Panel p, i64 n_queries, Block b) noexcept nogil:
     """Values that are not finite must not meet weights of zero, 0 x inf: row by row, only where seen."""
-    cdef long e, k, i
+    cdef i64 e, k, i
     cdef float x, weight
     for e in range(w.width):
         for i in range(w.lanes):
@@ -133,7 +134,7 @@ cdef void accumulate_seen(Work *w, Panel p, long n_queries, Block b) noexcept no
                     p.o[e * w.lanes + i] += weight * x
 
 
-cdef void pack(Work *w, Block *b, const float *keys, long key_stride, const float *values, long value_stride,
+cdef void pack(Work *w, Block *b, const float *keys, i64 key_stride, const float *values, i64 value_stride,
                const int64_t *index) noexcept nogil:
     """Copy the rows of a block side by side, as the table takes them: rows far apart cost a page each."""
     w.isa.pack_rows(keys, key_stride, index, b.n, w.depth, w.keys)
@@ -142,8 +143,8 @@ cdef void pack(Work *w, Block *b, const float *keys, long key_stride, const floa
     b.key_stride, b.value_stride = (w.depth + w.isa.pair - 1) // w.isa.pair, w.width
 
 
-cdef void take_block(Work *w, Block *b, const float *keys, long key_stride, const float *values, long value_stride,
-                     const int64_t *index, int64_t at, long n, bint is_packed) noexcept nogil:
+cdef void take_block(Work *w, Block *b, const float *keys, i64 key_stride, const float *values, i64 value_stride,
+                     const int64_t *index, int64_t at, i64 n, bint is_packed) noexcept nogil:
     """The block of `n` keys from `at` on: where they lie, or packed."""
     b.n, b.first_row, b.index = n, at, index
     if index != NULL:
@@ -160,7 +161,7 @@ def attend(
     const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const float[:, :, :, :] key,
     const float[:, :, :, :] value, const int64_t[:, ::1] key_spans, const int64_t[::1] key_index,
     const uint8_t[:, :, :, :] allowed, const float[:, :, :, :] bias, bint is_causal, double scale,
-    const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """Exact attention of `chunk` queries a task (see `pyclattn.reference.attention`)."""
     attend_with(current(), query, query_spans, key, value, key_spans, key_index, allowed, bias, is_causal, scale,
@@ -171,7 +172,7 @@ def attend_bfloat16(
     const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const float[:, :, :, :] key,
     const float[:, :, :, :] value, const int64_t[:, ::1] key_spans, const int64_t[::1] key_index,
     const uint8_t[:, :, :, :] allowed, const float[:, :, :, :] bias, bint is_causal, double scale,
-    const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """The same with products of bfloat16."""
     attend_with(bfloat16(), query, query_spans, key, value, key_spans, key_index, allowed, bias, is_causal, scale,
@@ -182,7 +183,7 @@ cdef int attend_with(
     const tile_isa *isa, const float[:, :, :, :] query, const int64_t[:, ::1] query_spans,
     const float[:, :, :, :] key, const float[:, :, :, :] value, const int64_t[:, ::1] key_spans,
     const int64_t[::1] key_index, const uint8_t[:, :, :, :] allowed, const float[:, :, :, :] bias, bint is_causal,
-    double scale, const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    double scale, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ) except -1:
     cdef:
         Work w
@@ -190,10 +191,10 @@ cdef int attend_with(
         Mask mask
         Mask *masked
         Panel p
-        long depth = query.shape[3], width = value.shape[3], group = query.shape[1] // max(key.shape[1], 1)
-        long q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4
-        long v_stride = value.strides[2] // 4, o_stride = out.strides[2] // 4
-        long task, sequence, head, batch, key_batch, first, start, n_queries, n, i, n_panels
+        i64 depth = query.shape[3], width = value.shape[3], group = query.shape[1] // max(key.shape[1], 1)
+        i64 q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4
+        i64 v_stride = value.strides[2] // 4, o_stride = out.strides[2] // 4
+        i64 task, sequence, head, batch, key_batch, first, start, n_queries, n, i, n_panels
         int64_t key_start, n_keys, at, last
         const float *keys
         const float *values
@@ -263,13 +264,13 @@ cdef int attend_with(
                 if width > 0:
                     w.isa.store(p.o, p.mass, min(w.lanes, n_queries - i * w.lanes), width, 1.0, NULL,
                                 &out[batch, head, start + first + i * w.lanes, 0], o_stride, NULL)
-        free(w.memory)
+        free_floats(w.memory)
 
 
 def attend_centroids(
     const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, :, :] key,
-    const float[:, :, :, :] value, const int64_t[:, ::1] key_spans, const int64_t[::1] key_index, long topk,
-    double scale, const int64_t[:, ::1] tasks, long chunk, long split, float[:, :, ::1] peaks,
+    const float[:, :, :, :] value, const int64_t[:, ::1] key_spans, const int64_t[::1] key_index, i64 topk,
+    double scale, const int64_t[:, ::1] tasks, i64 chunk, i64 split, float[:, :, ::1] peaks,
     float[:, :, ::1] masses, float[:, :, :, ::1] values, float[:, :, :, ::1] top_scores,
     int64_t[:, :, :, ::1] top_keys, int64_t[::1] counter,
 ):
@@ -282,9 +283,9 @@ def attend_centroids(
         Block b
         Panel p
         tile_best best
-        long depth = centroids.shape[2], width = value.shape[3], group = centroids.shape[0] // max(key.shape[1], 1)
-        long k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
-        long task, sequence, head, part, batch, first, n_clusters, n_panels, n, i, lane, c, t
+        i64 depth = centroids.shape[2], width = value.shape[3], group = centroids.shape[0] // max(key.shape[1], 1)
+        i64 k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
+        i64 task, sequence, head, part, batch, first, n_clusters, n_panels, n, i, lane, c, t
         size_t list_size
         int64_t at, stop
         const float *keys
@@ -298,7 +299,7 @@ def attend_centroids(
         list_size = best_size(current().lanes, topk)
         lists = new_floats(n_panels * list_size)
         if lists == NULL or not work_new(&w, current(), depth, width, n_panels, TILE_KEYS):
-            free(lists)
+            free_floats(lists)
             with gil:
                 raise MemoryError("no memory for one block of attention")
         is_packed = key_index is not None or k_stride != depth or v_stride != width
@@ -319,7 +320,7 @@ def attend_centroids(
                 panel_begin(&w, panel_at(&w, i), &centroids[head, first + i * w.lanes, 0], depth, NULL,
                             min(w.lanes, n_clusters - i * w.lanes), <float> (scale * LOG2E))
                 best_at(&best, lists + i * list_size, w.lanes, topk)
-                memset(best.counts, 0, w.lanes * sizeof(long))
+                memset(best.counts, 0, w.lanes * sizeof(i64))
                 for lane in range(w.lanes):  # idle lanes must never be hit
                     best.threshold[lane] = 2 * TILE_MASKED if i * w.lanes + lane < n_clusters else INFINITY
             while at < stop:
@@ -348,15 +349,15 @@ def attend_centroids(
                     for t in range(t, topk):
                         top_scores[part, head, c + lane, t] = -INFINITY
                         top_keys[part, head, c + lane, t] = -1
-        free(w.memory)
-        free(lists)
+        free_floats(w.memory)
+        free_floats(lists)
 
 
 def attend_members(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, :, :] value,
     const int64_t[::1] batches, const int64_t[::1] shifts, const int64_t[:, ::1] order,
     const int64_t[:, ::1] member_offsets, const int64_t[:, :, ::1] selected, const float[:, :, ::1] weights,
-    const float[:, :, ::1] centroid_values, bint is_causal, double scale, const int64_t[:, ::1] tasks, long chunk,
+    const float[:, :, ::1] centroid_values, bint is_causal, double scale, const int64_t[:, ::1] tasks, i64 chunk,
     float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """Each member attends to its cluster's selected keys (see `pyclattn.reference.attention`)."""
@@ -365,10 +366,10 @@ def attend_members(
         Block b
         Mask mask
         Panel p
-        long depth = query.shape[3], width = value.shape[3], group = query.shape[1] // max(key.shape[1], 1)
-        long q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4
-        long v_stride = value.strides[2] // 4, o_stride = out.strides[2] // 4, topk = selected.shape[2]
-        long task, head, c, batch, first, n, n_chosen, k, e, at
+        i64 depth = query.shape[3], width = value.shape[3], group = query.shape[1] // max(key.shape[1], 1)
+        i64 q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4
+        i64 v_stride = value.strides[2] // 4, o_stride = out.strides[2] // 4, topk = selected.shape[2]
+        i64 task, head, c, batch, first, n, n_chosen, k, e, at
         int64_t members, last
         float weight, w_k
         float *base
@@ -378,7 +379,7 @@ def attend_members(
     with nogil:
         memory = new_floats(padded(width) + padded(current().lanes))
         if memory == NULL or not work_new(&w, current(), depth, width, 1, topk):
-            free(memory)
+            free_floats(memory)
             with gil:
                 raise MemoryError("no memory for one block of attention")
         base, positions = memory, <int32_t *> (memory + padded(width))
@@ -424,18 +425,18 @@ def attend_members(
                     w.isa.store(p.o, p.mass, n, width, 1.0 if is_causal else weight, NULL if is_causal else base,
                                 &out[batch, head, 0, 0], o_stride, &order[head, members])
                     members += n
-        free(w.memory)
-        free(memory)
+        free_floats(w.memory)
+        free_floats(memory)
 
 
 def spread_members(
     const int64_t[::1] batches, const int64_t[:, ::1] order, const int64_t[:, ::1] member_offsets,
-    const float[:, :, ::1] centroid_values, const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out,
+    const float[:, :, ::1] centroid_values, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out,
     int64_t[::1] counter,
 ):
     """Each member gets its centroid's output (see `pyclattn.reference.attention`)."""
     cdef:
-        long task, head, first, c, width = centroid_values.shape[2]
+        i64 task, head, first, c, width = centroid_values.shape[2]
         int64_t t
 
     with nogil:

@@ -5,12 +5,11 @@ Each `def` owns the buffers of one thread and draws tasks; their meaning stands 
 
 from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint32_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
-    tile_prefetch,
+    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, free_floats, i64, new_floats, padded, tile_best,
+    tile_isa, tile_prefetch,
 )
 
 cdef double LOG2E = 1.4426950408889634
@@ -18,10 +17,10 @@ cdef double LOG2E = 1.4426950408889634
 cdef float LEAST = -1.0
 
 
-cdef void weigh(const tile_isa *isa, float *s, const float *peaks, long n, long vectors, bint is_laplace, float *m,
+cdef void weigh(const tile_isa *isa, float *s, const float *peaks, i64 n, i64 vectors, bint is_laplace, float *m,
                 float *mass, float *alpha) noexcept nogil:
     """Scores of one block that is all there is become weights, not yet divided by their mass."""
-    cdef long i
+    cdef i64 i
     for i in range(isa.lanes):
         m[i], mass[i] = TILE_MASKED, 1 if is_laplace else 0
     if is_laplace:
@@ -33,7 +32,7 @@ cdef void weigh(const tile_isa *isa, float *s, const float *peaks, long n, long 
 def affinities(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, ::1] surrogates,
     const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, ::1] shares, double scale, bint is_laplace,
-    const int64_t[:, ::1] tasks, long chunk, long origin, float[:, :] out, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, i64 origin, float[:, :] out, int64_t[::1] counter,
 ):
     """How near `chunk` tokens are to each cluster."""
     cdef:
@@ -49,9 +48,9 @@ def affinities(
         float *alpha
         float *ones
         const float *rows
-        long n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
-        long strides[2]
-        long lanes, task, batch, head, side, n, i, c, vectors, row_step = out.strides[0] // 4
+        i64 n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
+        i64 strides[2]
+        i64 lanes, task, batch, head, side, n, i, c, vectors, row_step = out.strides[0] // 4
         int64_t at, stop
         float x, share
         bint is_by_token = out.strides[1] == 4
@@ -104,11 +103,11 @@ def affinities(
                     for c in range(n_clusters):
                         memcpy(&out[at - origin, c], total + c * lanes, n * sizeof(float))
                 at += n
-        free(memory)
+        free_floats(memory)
 
 
 def select(
-    const float[:, :] affinity, const int64_t[:, ::1] spans, long origin, const int64_t[:, ::1] tasks, long chunk,
+    const float[:, :] affinity, const int64_t[:, ::1] spans, i64 origin, const int64_t[:, ::1] tasks, i64 chunk,
     float[:, ::1] scores, int64_t[:, ::1] tokens, int64_t[::1] counts, int64_t[::1] counter,
 ):
     """The nearest tokens of `chunk` clusters; those of a cluster lie side by side."""
@@ -118,8 +117,8 @@ def select(
         tile_best best
         const float *values
         float threshold
-        long n_clusters = affinity.shape[1], topk = scores.shape[1], task, sequence, c, g
-        long count
+        i64 n_clusters = affinity.shape[1], topk = scores.shape[1], task, sequence, c, g
+        i64 count
         int64_t start, stop, t
 
     with nogil:
@@ -160,13 +159,13 @@ def select(
                 memcpy(&scores[g, 0], best.scores, count * sizeof(float))
                 memcpy(&tokens[g, 0], best.rows, count * sizeof(int64_t))
                 counts[g] = count
-        free(memory)
+        free_floats(memory)
 
 
-cdef void sort_tokens(int64_t *keys, int64_t *spare, long n) noexcept nogil:
+cdef void sort_tokens(int64_t *keys, int64_t *spare, i64 n) noexcept nogil:
     """Into `spare`, ascending by the upper 31 bits, equal ones in their order: three passes of counting 11 bits."""
-    cdef long counts[2048]
-    cdef long i, before, shift, digit, total
+    cdef i64 counts[2048]
+    cdef i64 i, before, shift, digit, total
     cdef int64_t *other
     for shift in range(32, 65, 11):
         memset(counts, 0, sizeof(counts))
@@ -185,10 +184,10 @@ cdef void sort_tokens(int64_t *keys, int64_t *spare, long n) noexcept nogil:
         keys, spare = spare, other
 
 
-cdef long largest(const float *row, long n) noexcept nogil:
+cdef i64 largest(const float *row, i64 n) noexcept nogil:
     """The place of a row's largest, the first of several; affinities are numbers."""
     cdef float peaks[8]
-    cdef long c = 0, i
+    cdef i64 c = 0, i
     for i in range(8):
         peaks[i] = -INFINITY
     while c + 8 <= n:  # eight chains at once
@@ -205,8 +204,8 @@ cdef long largest(const float *row, long n) noexcept nogil:
     return 0
 
 
-cdef long best_open(const float *row, long n_clusters, const int64_t *sizes, long capacity) noexcept nogil:
-    cdef long c, best = -1
+cdef i64 best_open(const float *row, i64 n_clusters, const int64_t *sizes, i64 capacity) noexcept nogil:
+    cdef i64 c, best = -1
     for c in range(n_clusters):
         if sizes[c] < capacity and (best < 0 or row[c] > row[best]):
             best = c
@@ -214,7 +213,7 @@ cdef long best_open(const float *row, long n_clusters, const int64_t *sizes, lon
 
 
 def assign(
-    const float[:, ::1] affinity, const int64_t[:, ::1] spans, long origin, long capacity,
+    const float[:, ::1] affinity, const int64_t[:, ::1] spans, i64 origin, i64 capacity,
     const int64_t[:, ::1] tasks, int32_t[::1] labels, int64_t[::1] counter,
 ):
     """Tokens to clusters, the surest first."""
@@ -224,7 +223,7 @@ def assign(
         int64_t *sorted_keys
         int64_t *sizes
         const float *row
-        long n_clusters = affinity.shape[1], task, best
+        i64 n_clusters = affinity.shape[1], task, best
         int64_t most = 0, start, stop, t, i
         int32_t bits
 
@@ -259,7 +258,7 @@ def assign(
                 if sizes[labels[t]] >= capacity:
                     labels[t] = <int32_t> best_open(&affinity[t - origin, 0], n_clusters, sizes, capacity)
                 sizes[labels[t]] += 1
-        free(memory)
+        free_floats(memory)
 
 
 cdef struct Work:
@@ -270,11 +269,11 @@ cdef struct Work:
     float *peaks
     float *keys     # a block of members, side by side
     float *values
-    long lanes, depth, width
+    i64 lanes, depth, width
     size_t panel_size
 
 
-cdef bint work_new(Work *w, long depth, long width, long n_panels, long n_scores, long n_packed) noexcept nogil:
+cdef bint work_new(Work *w, i64 depth, i64 width, i64 n_panels, i64 n_scores, i64 n_packed) noexcept nogil:
     cdef size_t lane_size
     w.isa = current()
     w.lanes, w.depth, w.width = w.isa.lanes, depth, width
@@ -300,7 +299,7 @@ cdef struct Panel:
     float *alpha
 
 
-cdef Panel panel_at(Work *w, long number) noexcept nogil:
+cdef Panel panel_at(Work *w, i64 number) noexcept nogil:
     cdef Panel p
     p.queries = w.panels + number * w.panel_size
     p.o = p.queries + w.depth * w.lanes
@@ -309,18 +308,18 @@ cdef Panel panel_at(Work *w, long number) noexcept nogil:
     return p
 
 
-cdef void panel_begin(Work *w, Panel p, const float *rows, long stride, const int64_t *index, long n, float factor,
+cdef void panel_begin(Work *w, Panel p, const float *rows, i64 stride, const int64_t *index, i64 n, float factor,
                       bint is_laplace) noexcept nogil:
-    cdef long i
+    cdef i64 i
     w.isa.load(rows, stride, index, n, w.depth, factor, p.queries)
     memset(p.o, 0, w.width * w.lanes * sizeof(float))
     for i in range(w.lanes):
         p.m[i], p.mass[i], p.alpha[i] = TILE_MASKED, 1 if is_laplace else 0, 1
 
 
-cdef void panel_step(Work *w, Panel p, long n, long vectors, const float *gains, bint is_laplace) noexcept nogil:
+cdef void panel_step(Work *w, Panel p, i64 n, i64 vectors, const float *gains, bint is_laplace) noexcept nogil:
     """One block of members; `gains` multiply their scores."""
-    cdef long k, i
+    cdef i64 k, i
     w.isa.score(w.keys, w.depth, n, w.depth, p.queries, vectors, w.s, w.peaks)
     if gains != NULL:
         for k in range(n):
@@ -339,16 +338,16 @@ def attend_clusters(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, :, :] value,
     const float[:, :, ::1] surrogates, const int64_t[::1] batches, const int64_t[::1] rows,
     const int64_t[::1] member_offsets, const float[:, ::1] gains, double scale, bint is_laplace,
-    const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] within, float[:, :, ::1] summaries,
+    const int64_t[:, ::1] tasks, i64 chunk, float[:, :, ::1] within, float[:, :, ::1] summaries,
     int64_t[::1] counter,
 ):
     """Attention of `chunk` members to all of their cluster, and its summary."""
     cdef:
         Work w
         Panel p
-        long depth = query.shape[3], width = value.shape[3], n_clusters = surrogates.shape[1]
-        long q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
-        long task, cluster, head, n_queries, n_panels, n, i, k, used
+        i64 depth = query.shape[3], width = value.shape[3], n_clusters = surrogates.shape[1]
+        i64 q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
+        i64 task, cluster, head, n_queries, n_panels, n, i, k, used
         int64_t first, at, stop, row
         const float *keys
         const float *values
@@ -400,21 +399,21 @@ def attend_clusters(
             if tasks[task, 2] == 0 and width > 0:
                 p = panel_at(&w, n_panels)
                 w.isa.store(p.o, p.mass, 1, width, 1.0, NULL, &summaries[head, cluster, 0], width, NULL)
-        free(w.memory)
+        free_floats(w.memory)
 
 
-cdef bint all_finite(const float *x, long n) noexcept nogil:
+cdef bint all_finite(const float *x, i64 n) noexcept nogil:
     cdef const uint32_t *bits = <const uint32_t *> x
     cdef uint32_t exponent = 0x7F800000, bad = 0
-    cdef long i
+    cdef i64 i
     for i in range(n):
         bad |= (bits[i] & exponent) == exponent
     return not bad
 
 
-cdef void accumulate_seen(Work *w, Panel p, const float *summaries, long n_clusters, long n) noexcept nogil:
+cdef void accumulate_seen(Work *w, Panel p, const float *summaries, i64 n_clusters, i64 n) noexcept nogil:
     """Summaries that are not finite must not meet weights of zero, 0 x inf: only where there is a weight."""
-    cdef long c, i, e
+    cdef i64 c, i, e
     for c in range(n_clusters):
         for i in range(n):
             if w.s[c * w.lanes + i] != 0:
@@ -422,10 +421,10 @@ cdef void accumulate_seen(Work *w, Panel p, const float *summaries, long n_clust
                     p.o[e * w.lanes + i] += w.s[c * w.lanes + i] * summaries[c * w.width + e]
 
 
-cdef void score_clusters(Work *w, Panel p, const float *surrogates, long n_clusters, const int64_t *offsets,
-                         long vectors, bint is_laplace) noexcept nogil:
+cdef void score_clusters(Work *w, Panel p, const float *surrogates, i64 n_clusters, const int64_t *offsets,
+                         i64 vectors, bint is_laplace) noexcept nogil:
     """Weights of the clusters of one sequence, 0 for one without members."""
-    cdef long c, i
+    cdef i64 c, i
     cdef bint has_empty = False
     w.isa.score(surrogates, w.depth, n_clusters, w.depth, p.queries, vectors, w.s, w.peaks)
     if is_laplace:
@@ -448,7 +447,7 @@ def mix(
     const int64_t[::1] index, const float[:, ::1] gains, double scale, bint is_laplace,
     const int64_t[::1] member_offsets, const int64_t[::1] member_clusters, const int64_t[::1] places,
     const int64_t[::1] place_offsets, const float[:, :, ::1] within, const float[:, :, ::1] summaries,
-    const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """What `chunk` tokens get from the clusters they are in and from the summaries of the others."""
     cdef:
@@ -458,9 +457,9 @@ def mix(
         float *weights
         float *row
         const float *own
-        long depth = query.shape[3], width = out.shape[3], n_clusters = surrogates.shape[1]
-        long q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
-        long task, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
+        i64 depth = query.shape[3], width = out.shape[3], n_clusters = surrogates.shape[1]
+        i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
+        i64 task, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
         int64_t t, stop, ahead
         float x
         bint is_finite
@@ -472,7 +471,7 @@ def mix(
         own_gains = new_floats((n_clusters + 1) * padded(w.lanes))
         weights = own_gains + padded(w.lanes)  # of the tokens' memberships: at most every cluster
         if own_gains == NULL:
-            free(w.memory)
+            free_floats(w.memory)
             with gil:
                 raise MemoryError("no memory for one panel of weights")
         p = panel_at(&w, 0)
@@ -523,5 +522,5 @@ def mix(
                             row[e] += x * own[e]
                         at += 1
                 t += n
-        free(w.memory)
-        free(own_gains)
+        free_floats(w.memory)
+        free_floats(own_gains)

@@ -5,18 +5,20 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa,
+)
 
 cdef double LOG2E = 1.4426950408889634
 # Scores of a block: 2^17 floats = 512 kB, half of a second-level cache; but at least 16 inputs share a panel.
-cdef long MOST_SCORES = 1 << 17
-cdef long LEAST_INPUTS = 16
+cdef i64 MOST_SCORES = 1 << 17
+cdef i64 LEAST_INPUTS = 16
 
 
 cdef struct Work:
     const tile_isa *isa
     float *memory
-    long depth, width, lanes, n_panels, n_rows
+    i64 depth, width, lanes, n_panels, n_rows
     float *queries  # panels [n_panels][depth][lanes]
     float *o        # [n_panels][width][lanes]
     float *s        # [n_panels][n_rows][lanes]
@@ -27,10 +29,10 @@ cdef struct Work:
     float *values   # a block of values, divided by the sums of their rows
 
 
-cdef bint work_new(Work *w, long depth, long width, long n_centroids) noexcept nogil:
+cdef bint work_new(Work *w, i64 depth, i64 width, i64 n_centroids) noexcept nogil:
     """Buffers of one thread. False where memory is out."""
     cdef size_t lanes, n_panels, n_rows
-    cdef long i
+    cdef i64 i
     w.isa = current()
     w.depth, w.width, w.lanes = depth, width, w.isa.lanes
     w.n_panels = (n_centroids + w.lanes - 1) // w.lanes
@@ -53,14 +55,14 @@ cdef bint work_new(Work *w, long depth, long width, long n_centroids) noexcept n
     return True
 
 
-cdef long in_panel(Work *w, long number, long n_centroids) noexcept nogil:
+cdef i64 in_panel(Work *w, i64 number, i64 n_centroids) noexcept nogil:
     return min(w.lanes, n_centroids - number * w.lanes)
 
 
-cdef void gather_block(Work *w, long n_centroids, const float *keys, long key_stride, const float *values,
-                       long value_stride, const int64_t *index, long n, long value_width) noexcept nogil:
+cdef void gather_block(Work *w, i64 n_centroids, const float *keys, i64 key_stride, const float *values,
+                       i64 value_stride, const int64_t *index, i64 n, i64 value_width) noexcept nogil:
     """What `n` inputs give to all centroids; column `value_width`, where there is one, is their mass."""
-    cdef long i, k, e, vectors, row, score_stride = w.depth
+    cdef i64 i, k, e, vectors, row, score_stride = w.depth
     cdef const float *scored = keys
     cdef const float *value
     cdef float share
@@ -90,16 +92,16 @@ cdef void gather_block(Work *w, long n_centroids, const float *keys, long key_st
 def gather_inputs(
     const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[::1] query_index,
     const float[:, :, :, :] key, const float[:, :, :, :] value, const int64_t[:, ::1] key_spans,
-    const int64_t[::1] key_index, double scale, const int64_t[:, ::1] tasks, long chunk,
+    const int64_t[::1] key_index, double scale, const int64_t[:, ::1] tasks, i64 chunk,
     float[:, :, :, :, ::1] values, float[:, :, :, ::1] masses, int64_t[::1] counter,
 ):
     """What `chunk` inputs give to each centroid (see `pyclattn.reference.centroid`)."""
     cdef:
         Work w
-        long depth = query.shape[3], value_width = value.shape[3], width = value_width + (masses is not None)
-        long q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
-        long group = query.shape[1] // max(key.shape[1], 1)
-        long task, sequence, head, first, part, batch, n_centroids, n, i, lane, c
+        i64 depth = query.shape[3], value_width = value.shape[3], width = value_width + (masses is not None)
+        i64 q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
+        i64 group = query.shape[1] // max(key.shape[1], 1)
+        i64 task, sequence, head, first, part, batch, n_centroids, n, i, lane, c
         int64_t centroids, inputs, at, stop
         const int64_t *chosen
         const int64_t *index
@@ -152,12 +154,12 @@ def gather_inputs(
                 for lane in range(n if masses is not None else 0):
                     masses[part, batch, head, chosen[c + lane] if chosen != NULL else centroids + c + lane] = (
                         panel[value_width * w.lanes + lane])
-        free(w.memory)
+        free_floats(w.memory)
 
 
-cdef float dot(const float *a, const float *b, long n) noexcept nogil:
+cdef float dot(const float *a, const float *b, i64 n) noexcept nogil:
     cdef float sums[8]  # side by side, so that the compiler keeps them in vectors
-    cdef long i, e, whole = n // 8 * 8
+    cdef i64 i, e, whole = n // 8 * 8
     for i in range(8):
         sums[i] = 0
     for e in range(0, whole, 8):
@@ -180,8 +182,8 @@ def weigh_pairs(
 ):
     """Softmax within groups of pairs (see `pyclattn.reference.centroid`)."""
     cdef:
-        long depth = query.shape[3], n_neighbors = neighbors.shape[2], n_centroids = query.shape[2]
-        long n_groups = n_centroids if is_by_centroid else key.shape[2], task, batch, head, of_key, at, k
+        i64 depth = query.shape[3], n_neighbors = neighbors.shape[2], n_centroids = query.shape[2]
+        i64 n_groups = n_centroids if is_by_centroid else key.shape[2], task, batch, head, of_key, at, k
         float factor = <float> (scale * LOG2E)
         Group *groups
         Group *own
@@ -223,12 +225,12 @@ def weigh_pairs(
 
 def gather_pairs(
     const float[:, :, :, :] value, const int64_t[:, :, ::1] neighbors, const float[:, :, :, ::1] weights,
-    bint is_divided, const int64_t[:, ::1] tasks, long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    bint is_divided, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """The values of each centroid's neighbours, weighed (see `pyclattn.reference.centroid`)."""
     cdef:
-        long width = value.shape[3], group = out.shape[1] // max(value.shape[1], 1), n_neighbors = neighbors.shape[2]
-        long task, batch, head, first, j, k, e
+        i64 width = value.shape[3], group = out.shape[1] // max(value.shape[1], 1), n_neighbors = neighbors.shape[2]
+        i64 task, batch, head, first, j, k, e
         const float *row
         float *total
         float weight

@@ -2,17 +2,18 @@
 
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport TILE_KEYS, TILE_MASKED, current, draw_task, new_floats, padded, tile_isa, tile_prefetch
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_prefetch,
+)
 
 
-cdef uint64_t exact_code(const float *row, const float *planes, long n_bits, long depth) noexcept nogil:
+cdef uint64_t exact_code(const float *row, const float *planes, i64 n_bits, i64 depth) noexcept nogil:
     """The code in float64."""
     cdef uint64_t code = 0
     cdef double dot
-    cdef long b, d
+    cdef i64 b, d
     for b in range(n_bits):
         dot = 0
         for d in range(depth):
@@ -24,7 +25,7 @@ cdef uint64_t exact_code(const float *row, const float *planes, long n_bits, lon
 
 def hash_rows(
     const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, ::1] planes,
-    const int64_t[:, ::1] tasks, long chunk, uint64_t[:, ::1] codes, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, uint64_t[:, ::1] codes, int64_t[::1] counter,
 ):
     """Bit b of a code is 1 iff row . planes[b, :D] > planes[b, D] (see `pyclattn.reference.clustering`).
 
@@ -40,8 +41,8 @@ def hash_rows(
         uint64_t *lane_codes
         uint32_t *unsure
         const float *source
-        long depth = rows.shape[3], stride = rows.strides[2] // 4, n_bits = planes.shape[0]
-        long task, sequence, head, batch, n, vectors, i, d, b, lanes
+        i64 depth = rows.shape[3], stride = rows.strides[2] // 4, n_bits = planes.shape[0]
+        i64 task, sequence, head, batch, n, vectors, i, d, b, lanes
         int64_t at, stop
         double norm, rounding, longest = 0, farthest = 0
 
@@ -88,12 +89,12 @@ def hash_rows(
                         lane_codes[i] = exact_code(source + index[at + i] * stride, &planes[0, 0], n_bits, depth)
                     codes[head, at + i] = lane_codes[i]
                 at += n
-        free(memory)
+        free_floats(memory)
 
 
-cdef void halve_norms(const float *centers, long n, long rank, float *half_norms) noexcept nogil:
+cdef void halve_norms(const float *centers, i64 n, i64 rank, float *half_norms) noexcept nogil:
     """Half the square length of each centroid."""
-    cdef long c, d
+    cdef i64 c, d
     cdef double norm
     for c in range(n):
         norm = 0
@@ -102,11 +103,11 @@ cdef void halve_norms(const float *centers, long n, long rank, float *half_norms
         half_norms[c] = <float> (0.5 * norm)
 
 
-cdef void label_panel(const tile_isa *isa, const float *panel, long vectors, const float *centers,
-                      const float *half_norms, long n_clusters, long rank, float *s, float *best,
+cdef void label_panel(const tile_isa *isa, const float *panel, i64 vectors, const float *centers,
+                      const float *half_norms, i64 n_clusters, i64 rank, float *s, float *best,
                       int32_t *labels) noexcept nogil:
     """The nearest centroid of each lane; `s` has room for a block of scores and its peaks."""
-    cdef long done = 0, n, i
+    cdef i64 done = 0, n, i
     for i in range(isa.lanes):
         best[i], labels[i] = 2 * TILE_MASKED, 0
     while done < n_clusters:
@@ -119,7 +120,7 @@ cdef void label_panel(const tile_isa *isa, const float *panel, long vectors, con
 def nearest_assign(
     const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index,
     const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, :, ::1] axes,
-    const int64_t[:, ::1] tasks, long chunk, int32_t[:, ::1] labels, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, int32_t[:, ::1] labels, int64_t[::1] counter,
 ):
     """Label each row with its nearest centroid, along the axes if given (see `pyclattn.reference.clustering`)."""
     cdef:
@@ -133,10 +134,10 @@ def nearest_assign(
         float *half_norms
         float *place
         const float *centers
-        long depth = rows.shape[3], stride = rows.strides[2] // 4, rank = centroids.shape[2]
-        long task, sequence, head, batch, n, vectors, i, lanes, first, n_clusters
+        i64 depth = rows.shape[3], stride = rows.strides[2] // 4, rank = centroids.shape[2]
+        i64 task, sequence, head, batch, n, vectors, i, lanes, first, n_clusters
         int64_t at, stop
-        long most = 0
+        i64 most = 0
 
     with nogil:
         isa = current()
@@ -175,12 +176,12 @@ def nearest_assign(
                 for i in range(n):
                     labels[head, at + i] = lane_labels[i]
                 at += n
-        free(memory)
+        free_floats(memory)
 
 
 def lloyd_along(
     const float[:, :, :, :] rows, const int64_t[:, ::1] spans, const int64_t[::1] index,
-    const float[:, :, :, ::1] axes, const int64_t[::1] cluster_offsets, long n_iterations,
+    const float[:, :, :, ::1] axes, const int64_t[::1] cluster_offsets, i64 n_iterations,
     const int64_t[:, ::1] tasks, float[:, :, ::1] centroids, int64_t[::1] counter,
 ):
     """k-means along the axes (see `pyclattn.reference.clustering`)."""
@@ -199,9 +200,9 @@ def lloyd_along(
         const float *row
         double *totals       # [clusters][rank]
         int64_t *counts
-        long depth = rows.shape[3], stride = rows.strides[2] // 4, rank = axes.shape[2]
-        long task, sequence, head, batch, n, vectors, i, c, d, lanes, first, n_clusters, _turn
-        long most = 0, most_rows = 0
+        i64 depth = rows.shape[3], stride = rows.strides[2] // 4, rank = axes.shape[2]
+        i64 task, sequence, head, batch, n, vectors, i, c, d, lanes, first, n_clusters, _turn
+        i64 most = 0, most_rows = 0
         int64_t start, n_rows, at
 
     with nogil:
@@ -269,7 +270,7 @@ def lloyd_along(
                     if counts[c] > 0:
                         for d in range(rank):
                             centers[c * rank + d] = <float> (totals[c * rank + d] / counts[c])
-        free(memory)
+        free_floats(memory)
 
 
 def sort_by_label(
@@ -279,7 +280,7 @@ def sort_by_label(
 ):
     """Counting sort of a sequence's rows by cluster (see `pyclattn.reference.clustering`)."""
     cdef:
-        long task, sequence, head, first, n_clusters, c, most = 0
+        i64 task, sequence, head, first, n_clusters, c, most = 0
         int64_t t, place
         int64_t *places  # the next one of each cluster
 
@@ -309,17 +310,17 @@ def sort_by_label(
                 place = places[labels[head, t]]
                 places[labels[head, t]] = place + 1
                 order[head, place] = index[t]
-        free(places)
+        free_floats(places)
 
 
 def cluster_means(
     const float[:, :, :, :] rows, const int64_t[::1] batches, const int64_t[:, ::1] order,
-    const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] means,
+    const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, ::1] means,
     float[:, ::1] spreads, int64_t[::1] counter,
 ):
     """Mean row and mean square distance to it, summed in float64 (see `pyclattn.reference.clustering`)."""
     cdef:
-        long depth = rows.shape[3], stride = rows.strides[2] // 4, task, head, first, c, d
+        i64 depth = rows.shape[3], stride = rows.strides[2] // 4, task, head, first, c, d
         int64_t t, n
         const float *source
         const float *row
@@ -361,4 +362,4 @@ def cluster_means(
                     for d in range(depth):
                         spread += squares[d] / n - (total[d] / n) * (total[d] / n)
                     spreads[head, c] = <float> max(0.0, spread)
-        free(total)
+        free_floats(total)

@@ -6,11 +6,11 @@ the score. The tail, one mean row a cluster of keys, has the same shape, so that
 
 from libc.math cimport exp2f, log2, log2f, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, bfloat16, current, draw_task, new_floats, padded, tile_isa, tile_lists, tile_prefetch,
+    TILE_KEYS, TILE_MASKED, bfloat16, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_lists,
+    tile_prefetch,
 )
 
 cdef double LOG2E = 1.4426950408889634
@@ -39,8 +39,8 @@ def covariances(
         float *x
         double *mean
         const float *source
-        long depth = rows.shape[3], stride = rows.strides[2] // 4, most = 0
-        long lanes, task, sequence, head, first, used, vectors, k, d, n
+        i64 depth = rows.shape[3], stride = rows.strides[2] // 4, most = 0
+        i64 lanes, task, sequence, head, first, used, vectors, k, d, n
         int64_t at, start, stop
 
     with nogil:
@@ -91,18 +91,18 @@ def covariances(
                 isa.store(o, ones, used, depth, <float> (1.0 / n) if n > 0 else 0, NULL,
                           &out[sequence, head, first, 0], depth, NULL)
                 first += used
-        free(memory)
+        free_floats(memory)
 
 
 def sort_rows(
     const float[:, :, :, :] key, const float[:, :, :, :] value, const float[:, :, :] bias, const int64_t[::1] batches,
-    const int64_t[:, ::1] order, const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, long chunk,
+    const int64_t[:, ::1] order, const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, i64 chunk,
     float[:, :, ::1] rows, float[:, :, ::1] means, int64_t[::1] counter,
 ):
     """Rows of keys and values, cluster by cluster, and their means (see `pyclattn.reference.coclusters`)."""
     cdef:
-        long depth = key.shape[3], width = value.shape[3], size = depth + 1 + width
-        long k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4, task, head, first, c, d
+        i64 depth = key.shape[3], width = value.shape[3], size = depth + 1 + width
+        i64 k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4, task, head, first, c, d
         int64_t t, n, row, last
         const float *keys
         const float *values
@@ -139,12 +139,12 @@ def sort_rows(
                         total[d] += to[d]
                 for d in range(size):
                     means[head, c, d] = <float> (total[d] / n)
-        free(total)
+        free_floats(total)
 
 
 def moments(
     const float[:, :, ::1] rows, const int64_t[:, ::1] member_offsets, const float[:, :, ::1] means,
-    const int64_t[::1] sequences, const float[:, :, :, ::1] axes, const int64_t[:, ::1] tasks, long chunk,
+    const int64_t[::1] sequences, const float[:, :, :, ::1] axes, const int64_t[:, ::1] tasks, i64 chunk,
     float[:, :, ::1] slopes, float[:, :, ::1] squares, float[:, :, ::1] radii, int64_t[::1] counter,
 ):
     """Covariance of each key cluster's values with its keys on the axes (see `pyclattn.reference.coclusters`)."""
@@ -158,8 +158,8 @@ def moments(
         float *center
         const float *row
         const float *mean
-        long rank = axes.shape[2], depth = axes.shape[3], size = rows.shape[2], width = size - depth - 1
-        long lanes, task, head, c, first, start, used, vectors, n, k, i, d
+        i64 rank = axes.shape[2], depth = axes.shape[3], size = rows.shape[2], width = size - depth - 1
+        i64 lanes, task, head, c, first, start, used, vectors, n, k, i, d
         int64_t at, stop
         double total
         float x
@@ -222,7 +222,7 @@ def moments(
                         isa.store(o, ones, used, width, <float> (1.0 / n) if n > 0 else 0, NULL,
                                   &slopes[head, c, start * width], width, NULL)
                     start += used
-        free(memory)
+        free_floats(memory)
 
 
 def score_keys(
@@ -231,7 +231,7 @@ def score_keys(
 ):
     """log2 of the product of each key's two distances (see `pyclattn.reference.coclusters`)."""
     cdef:
-        long task, head, k
+        i64 task, head, k
         int64_t at, start, stop
         double[2] sizes
         double x, y
@@ -258,7 +258,7 @@ def score_keys(
 
 def weigh(
     const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets, const float[:, :, ::1] rows,
-    const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] sample,
+    const int64_t[:, ::1] spans, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, ::1] sample,
     float[:, ::1] logs, int64_t[::1] counter,
 ):
     """Scores of a sample of the keys, and log2 of the mass they stand for (see `pyclattn.reference.coclusters`)."""
@@ -272,8 +272,8 @@ def weigh(
         float *alpha
         float *m
         float *mass
-        long depth = centroids.shape[2], n_samples = sample.shape[2]
-        long lanes, task, sequence, head, first, stop, n, k, at, lane, used, vectors
+        i64 depth = centroids.shape[2], n_samples = sample.shape[2]
+        i64 lanes, task, sequence, head, first, stop, n, k, at, lane, used, vectors
         int64_t start, n_keys
 
     with nogil:
@@ -317,13 +317,13 @@ def weigh(
                 for lane in range(used):
                     logs[head, first + lane] = m[lane] + log2f(mass[lane] * <float> n_keys / n_samples)
                 first += used
-        free(memory)
+        free_floats(memory)
 
 
 cdef struct Block:
     const float *keys
     const float *values
-    long key_stride, value_stride, n, depth
+    i64 key_stride, value_stride, n, depth
 
 
 cdef uint32_t rank_of(float x) noexcept nogil:
@@ -343,13 +343,13 @@ cdef float of_rank(uint32_t rank) noexcept nogil:
 
 cdef uint32_t bound_above(
     const float[:, :, ::1] sample, const float[:, ::1] logs, const float[:, ::1] spreads, const float *own,
-    const int64_t[:, ::1] member_offsets, long first, long last, int64_t most, int64_t *weights,
+    const int64_t[:, ::1] member_offsets, i64 first, i64 last, int64_t most, int64_t *weights,
     uint32_t *ranks,
 ) noexcept nogil:
     """Rank of the least error that pairs of queries and keys with a weight of at most `most` are above.
 
     Its upper half is found first, then its lower, by the weights of all that begins with what is found."""
-    cdef long head, c, i, digit, n_samples = sample.shape[2]
+    cdef i64 head, c, i, digit, n_samples = sample.shape[2]
     cdef int shift = 32
     cdef uint32_t found = 0
     cdef int64_t size, above = 0
@@ -385,7 +385,7 @@ def thresholds(
         float *own
         uint32_t *ranks
         int64_t *weights
-        long n_heads = sample.shape[0], n_samples = sample.shape[2], task, sequence, head, first, last, c, i
+        i64 n_heads = sample.shape[0], n_samples = sample.shape[2], task, sequence, head, first, last, c, i
         int64_t start, n, total, most
         float threshold
 
@@ -419,13 +419,13 @@ def thresholds(
                         limits[head, c] = threshold - (spreads[head, c] - logs[head, c])
                     else:
                         limits[head, c] = NEVER
-        free(weights)
+        free_floats(weights)
 
 
 cdef struct Buffers:
     const tile_isa *isa
     const tile_isa *taken  # of the rows that are taken exactly: the same, or products of bfloat16
-    long lanes, depth, width, size, rank  # depth counts the own logit: D + 1
+    i64 lanes, depth, width, size, rank  # depth counts the own logit: D + 1
     # of a panel of centroids
     float *panel        # [depth][lanes]
     float *o            # [size][lanes]
@@ -442,12 +442,12 @@ cdef struct Buffers:
     float *tails        # [lanes][key clusters + 1][size]; the last row of a lane is for what nobody reads
     float *centers      # [rank][lanes]: the centroids on the axes
     int64_t *places     # [lanes]
-    long *n_tail        # [lanes]
+    i64 *n_tail        # [lanes]
     tile_lists lists
     # of a cluster's members
     float *members      # SHARED of [depth][lanes], [width][lanes], 4 x [lanes], and for pairs [n_words][lanes]
     size_t member_size
-    long n_words        # of a packed query or key: the coordinates, and two halves of the own logit
+    i64 n_words        # of a packed query or key: the coordinates, and two halves of the own logit
     float *s
     float *peaks
     float *alpha
@@ -466,7 +466,7 @@ cdef float *cut(float **place, size_t n_floats) noexcept nogil:
     return piece
 
 
-cdef size_t lay_out(Buffers *w, float *memory, long n_clusters) noexcept nogil:
+cdef size_t lay_out(Buffers *w, float *memory, i64 n_clusters) noexcept nogil:
     """Cut the memory into buffers; the floats that takes."""
     cdef size_t lanes = padded(w.lanes)
     cdef float *place = memory
@@ -479,8 +479,8 @@ cdef size_t lay_out(Buffers *w, float *memory, long n_clusters) noexcept nogil:
     w.slopes = cut(&place, lanes * w.rank * w.width)
     w.tails = cut(&place, lanes * (n_clusters + 1) * w.size)
     w.centers = cut(&place, w.rank * lanes)
-    w.places, w.n_tail = <int64_t *> cut(&place, 2 * lanes), <long *> cut(&place, 2 * lanes)
-    w.lists.counts = <long *> cut(&place, 2 * lanes)
+    w.places, w.n_tail = <int64_t *> cut(&place, 2 * lanes), <i64 *> cut(&place, 2 * lanes)
+    w.lists.counts = <i64 *> cut(&place, 2 * lanes)
     w.members = cut(&place, SHARED * w.member_size)
     w.s, w.peaks = cut(&place, TILE_KEYS * lanes), cut(&place, (TILE_KEYS + 1) * lanes)
     w.alpha, w.u = cut(&place, lanes), cut(&place, w.rank * lanes)
@@ -489,10 +489,10 @@ cdef size_t lay_out(Buffers *w, float *memory, long n_clusters) noexcept nogil:
     return place - memory
 
 
-cdef bint buffers_new(Buffers *w, const tile_isa *taken, long depth, long size, long rank, long n_clusters,
-                      long n_keys) noexcept nogil:
+cdef bint buffers_new(Buffers *w, const tile_isa *taken, i64 depth, i64 size, i64 rank, i64 n_clusters,
+                      i64 n_keys) noexcept nogil:
     """Buffers for one thread, with room for the longest sequence; False where memory is out."""
-    cdef long i
+    cdef i64 i
     w.isa, w.taken = current(), taken
     w.lanes, w.depth, w.size, w.rank, w.width = w.isa.lanes, depth, size, rank, size - depth
     w.n_words = depth // 2 + 1 if taken.pair > 1 else 0
@@ -501,8 +501,8 @@ cdef bint buffers_new(Buffers *w, const tile_isa *taken, long depth, long size, 
     w.lists.room = padded(n_keys)
     w.lists.rows = <int32_t *> new_floats(w.lanes * w.lists.room)  # pages that are not touched cost nothing
     if w.memory == NULL or w.lists.rows == NULL:
-        free(w.memory)
-        free(w.lists.rows)
+        free_floats(w.memory)
+        free_floats(w.lists.rows)
         return False
     lay_out(w, w.memory, n_clusters)
     for i in range(w.lanes):
@@ -510,9 +510,9 @@ cdef bint buffers_new(Buffers *w, const tile_isa *taken, long depth, long size, 
     return True
 
 
-cdef void share_masses(Buffers *w, long n_clusters) noexcept nogil:
+cdef void share_masses(Buffers *w, i64 n_clusters) noexcept nogil:
     """The clusters' masses beneath one maximum, and their sum."""
-    cdef long j, lane
+    cdef i64 j, lane
     memset(w.total, 0, w.lanes * sizeof(float))
     for j in range(n_clusters):
         for lane in range(w.lanes):
@@ -520,14 +520,14 @@ cdef void share_masses(Buffers *w, long n_clusters) noexcept nogil:
             w.total[lane] += w.masses[j * w.lanes + lane]
 
 
-cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, long n_clusters,
-                      const float *slopes, const float *axes, long n) noexcept nogil:
+cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, i64 n_clusters,
+                      const float *slopes, const float *axes, i64 n) noexcept nogil:
     """For each of `n` centroids of the panel: the rows it takes, and of the others a mean row a cluster and a slope."""
-    cdef long j, lane, k, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
+    cdef i64 j, lane, k, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
     cdef int64_t at, stop
     w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, w.panel, vectors, w.centers, w.peaks)
-    memset(w.lists.counts, 0, lanes * sizeof(long))
-    memset(w.n_tail, 0, lanes * sizeof(long))
+    memset(w.lists.counts, 0, lanes * sizeof(i64))
+    memset(w.n_tail, 0, lanes * sizeof(i64))
     for lane in range(lanes):
         w.peak[lane] = TILE_MASKED
     for j in range(n_clusters):
@@ -567,7 +567,7 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
 
 
 cdef void step(Buffers *w, const tile_isa *isa, const float *queries, float *o, const Block *b,
-               long vectors) noexcept nogil:
+               i64 vectors) noexcept nogil:
     """Members of one panel attend to a block of rows; behind their sums `o` lie their maxima and masses."""
     cdef float *m = o + w.width * padded(w.lanes)
     isa.score(b.keys, b.key_stride, b.n, b.depth, queries, vectors, w.s, w.peaks)
@@ -575,17 +575,17 @@ cdef void step(Buffers *w, const tile_isa *isa, const float *queries, float *o, 
     isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, o)
 
 
-cdef Block rows_at(Buffers *w, const float *rows, long n) noexcept nogil:
+cdef Block rows_at(Buffers *w, const float *rows, i64 n) noexcept nogil:
     cdef Block b
     b.keys, b.values, b.key_stride, b.value_stride, b.n, b.depth = rows, rows + w.depth, w.size, w.size, n, w.depth
     return b
 
 
-cdef Block gather(Buffers *w, const float *rows, const int32_t *taken, long n, long n_ahead) noexcept nogil:
+cdef Block gather(Buffers *w, const float *rows, const int32_t *taken, i64 n, i64 n_ahead) noexcept nogil:
     """`n` rows side by side, as the table takes them; `n_ahead` of the list are left."""
     cdef:
         Block b
-        long k, depth = w.depth - 1, stride = w.size
+        i64 k, depth = w.depth - 1, stride = w.size
         float *to = w.gathered
         const float *row
         uint32_t bits
@@ -615,11 +615,11 @@ cdef Block gather(Buffers *w, const float *rows, const int32_t *taken, long n, l
     return b
 
 
-cdef void member_begin(Buffers *w, float *member, const float *query, long q_stride, const int64_t *members, long n,
+cdef void member_begin(Buffers *w, float *member, const float *query, i64 q_stride, const int64_t *members, i64 n,
                        float factor) noexcept nogil:
     """Load a panel of members, whose own logits count as they are, and clear their sums."""
     cdef:
-        long lanes = w.lanes, i
+        i64 lanes = w.lanes, i
         float *o = member + w.depth * padded(lanes)
         float *m = o + w.width * padded(lanes)
         float *words = m + 4 * padded(lanes)
@@ -635,13 +635,13 @@ cdef void member_begin(Buffers *w, float *member, const float *query, long q_str
             memcpy(words + (w.n_words - 1) * lanes + i, &ones, sizeof(float))
 
 
-cdef void attend_lane(Buffers *w, long lane, const float *rows, const float *query, long q_stride,
-                      const int64_t *members, long n_members, float factor, const float *axes, const float *spreads,
-                      const float *tail, float *out, long o_stride) noexcept nogil:
+cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *query, i64 q_stride,
+                      const int64_t *members, i64 n_members, float factor, const float *axes, const float *spreads,
+                      const float *tail, float *out, i64 o_stride) noexcept nogil:
     """The members of the cluster in this lane: its tail first, then its rows, then the slopes."""
     cdef:
         Block b
-        long first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists.counts[lane], lanes = w.lanes
+        i64 first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists.counts[lane], lanes = w.lanes
         size_t at_o = w.depth * padded(lanes), at_m = at_o + w.width * padded(lanes)
         size_t at_taken = at_m + 4 * padded(lanes) if w.n_words else 0
         const int32_t *taken = w.lists.rows + lane * w.lists.room
@@ -689,7 +689,7 @@ def attend(
     const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
-    long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """Co-clustered attention of `chunk` query clusters a task (see `pyclattn.reference.coclusters`)."""
     attend_with(current(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
@@ -702,7 +702,7 @@ def attend_bfloat16(
     const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
-    long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """The same with products of bfloat16 for the rows that are taken."""
     attend_with(bfloat16(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
@@ -716,13 +716,13 @@ cdef int attend_with(
     const float[:, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
-    long chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ) except -1:
     cdef:
         Buffers w
-        long q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
-        long task, sequence, head, batch, first, c, n, n_key_clusters, lane, stop
-        long most_clusters = 0, most_keys = 0
+        i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
+        i64 task, sequence, head, batch, first, c, n, n_key_clusters, lane, stop
+        i64 most_clusters = 0, most_keys = 0
         int64_t members
 
     with nogil:
@@ -756,5 +756,5 @@ cdef int attend_with(
                                 <float> factor, &axes[sequence, head, 0, 0], &spreads[sequence, head, 0],
                                 w.tails + lane * (n_key_clusters + 1) * w.size, &out[batch, head, 0, 0], o_stride)
                 first += n
-        free(w.memory)
-        free(w.lists.rows)
+        free_floats(w.memory)
+        free_floats(w.lists.rows)

@@ -5,10 +5,9 @@ are copied about as floats are.
 """
 
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport bfloat16, current, draw_task, new_floats, tile_isa
+from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
 
 # Channels of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
 cdef enum:
@@ -18,11 +17,11 @@ cdef enum:
 
 cdef struct Image:
     const float *data  # of one group's first channel
-    long image_stride, channel_stride, row_stride, height, width
+    i64 image_stride, channel_stride, row_stride, height, width
 
 
-cdef void copy(const float *row, long step, long n, float *into) noexcept nogil:
-    cdef long i
+cdef void copy(const float *row, i64 step, i64 n, float *into) noexcept nogil:
+    cdef i64 i
     if step > 1:
         for i in range(n):
             into[i] = row[i * step]
@@ -32,10 +31,10 @@ cdef void copy(const float *row, long step, long n, float *into) noexcept nogil:
         memcpy(into, row, n * sizeof(float))
 
 
-cdef void take(const Image *image, long depth, long y, long x, long step, long n, float *into,
-               long lanes) noexcept nogil:
+cdef void take(const Image *image, i64 depth, i64 y, i64 x, i64 step, i64 n, float *into,
+               i64 lanes) noexcept nogil:
     """n numbers of a row of each channel, from column x on, every step-th; zeros beyond the image."""
-    cdef long _, first = 0, last = n
+    cdef i64 _, first = 0, last = n
     cdef const float *row = image.data + y * image.row_stride + x
     if x < 0:
         first = min(n, (step - 1 - x) // step)
@@ -54,10 +53,10 @@ cdef void take(const Image *image, long depth, long y, long x, long step, long n
         into += lanes
 
 
-cdef void load(const Image *image, long depth, const int64_t[:, ::1] taps, const int64_t *steps, long position, long n,
-               long columns, float *panel, long lanes) noexcept nogil:
+cdef void load(const Image *image, i64 depth, const int64_t[:, ::1] taps, const int64_t *steps, i64 position, i64 n,
+               i64 columns, float *panel, i64 lanes) noexcept nogil:
     """The numbers that n positions of the output see, one position a lane: row t * depth + c is tap t of channel c."""
-    cdef long t, i = 0, y, x, count
+    cdef i64 t, i = 0, y, x, count
     while i < n:
         y, x = (position + i) // columns, (position + i) % columns
         count = min(n - i, columns - x)
@@ -67,10 +66,10 @@ cdef void load(const Image *image, long depth, const int64_t[:, ::1] taps, const
         i += count
 
 
-cdef void store(const float *s, long lanes, float bias, long position, long n, long columns, float *out,
-                long row_stride, long step) noexcept nogil:
+cdef void store(const float *s, i64 lanes, float bias, i64 position, i64 n, i64 columns, float *out,
+                i64 row_stride, i64 step) noexcept nogil:
     """One channel's sums to their positions."""
-    cdef long i = 0, j, x, count
+    cdef i64 i = 0, j, x, count
     cdef float *row
     while i < n:
         x = (position + i) % columns
@@ -113,7 +112,7 @@ def convolve_bfloat16(
 
 
 cdef int convolve_with(
-    const tile_isa *isa, Image image, long depth, const float *filters, const Py_ssize_t *shape,
+    const tile_isa *isa, Image image, i64 depth, const float *filters, const Py_ssize_t *shape,
     const int64_t[:, ::1] taps, const float[::1] bias, const int64_t *steps, const int64_t[:, ::1] tasks,
     float[:, :, :, :] out, int64_t[::1] counter,
 ) except -1:
@@ -121,9 +120,9 @@ cdef int convolve_with(
     cdef:
         const float *images = image.data
         const float *own
-        long channels = shape[1], n_words = shape[2], lanes = isa.lanes, columns = out.shape[3]
-        long row_stride = out.strides[2] // 4, out_step = out.strides[3] // 4
-        long task, group, position, n, first, count, r
+        i64 channels = shape[1], n_words = shape[2], lanes = isa.lanes, columns = out.shape[3]
+        i64 row_stride = out.strides[2] // 4, out_step = out.strides[3] // 4
+        i64 task, group, position, n, first, count, r
         float *panel = new_floats((n_words + 2 * BLOCK) * lanes)
         float *s
         float *peaks
@@ -155,7 +154,7 @@ cdef int convolve_with(
                               row_stride, out_step)
                     first += count
                 position += n
-    free(panel)
+    free_floats(panel)
 
 
 def pair_channels(
@@ -164,7 +163,7 @@ def pair_channels(
     """Two channels a word, rounded to bfloat16 (see `pyclattn.reference.conv`)."""
     cdef:
         const tile_isa *isa = bfloat16()
-        long depth = images.shape[2], task, image, group, first, last
+        i64 depth = images.shape[2], task, image, group, first, last
 
     with nogil:
         while True:

@@ -12,13 +12,13 @@ INL void finish_part(int kind, const vf *s, const vf *shift, const float *residu
     memcpy(out, &x, bytes);
 }
 
-INL void finish_rows(int kind, const vf *s, long n, long width, const float *bias, const float *residual,
-                     long residual_stride, float *out, long stride) {
+INL void finish_rows(int kind, const vf *s, i64 n, i64 width, const float *bias, const float *residual,
+                     i64 residual_stride, float *out, i64 stride) {
     vf shift[NV] = {{0}};
     if (bias) memcpy(shift, bias, width * sizeof(float));
-    long whole = width / VL, rest = width % VL;
-    for (long r = 0; r < n; r++, s += NV, out += stride, residual += residual ? residual_stride : 0) {
-        for (long j = 0; j < whole; j++)
+    i64 whole = width / VL, rest = width % VL;
+    for (i64 r = 0; r < n; r++, s += NV, out += stride, residual += residual ? residual_stride : 0) {
+        for (i64 j = 0; j < whole; j++)
             finish_part(kind, s + j, shift + j, residual ? residual + j * VL : 0, out + j * VL, sizeof(vf));
         if (rest)
             finish_part(kind, s + whole, shift + whole, residual ? residual + whole * VL : 0, out + whole * VL,
@@ -28,8 +28,8 @@ INL void finish_rows(int kind, const vf *s, long n, long width, const float *bia
 
 #define FINISH(kind) finish_rows(kind, (const vf *)s, n, width, bias, residual, residual_stride, out, stride)
 
-static void tile_finish(const float *s, long n, long width, const float *bias, int activation, const float *residual,
-                        long residual_stride, float *out, long stride) {
+static void tile_finish(const float *s, i64 n, i64 width, const float *bias, int activation, const float *residual,
+                        i64 residual_stride, float *out, i64 stride) {
     switch (activation) {
     case TILE_RELU: FINISH(TILE_RELU); break;
     case TILE_GELU: FINISH(TILE_GELU); break;

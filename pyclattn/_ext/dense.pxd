@@ -2,22 +2,24 @@
 
 from libc.stdint cimport int64_t
 
+from pyclattn._ext.isa cimport i64
+
 cdef struct Target:
     float *data
-    long length, head_dim, n_heads
-    long batch_stride, row_stride, head_stride
+    i64 length, head_dim, n_heads
+    i64 batch_stride, row_stride, head_stride
 
 cdef struct Piece:
     float *data
-    long rows, columns
+    i64 rows, columns
 
-ctypedef void (*finish_t)(const float *, long, long, const float *, int, const float *, long, float *,
-                          long) noexcept nogil
+ctypedef void (*finish_t)(const float *, i64, i64, const float *, int, const float *, i64, float *,
+                          i64) noexcept nogil
 
 cdef Target target_of(float[:, :, :, :] out) noexcept
-cdef void deliver(finish_t finish, const float *s, long lanes, long n, long column, long columns, long row,
-                  const float *shift, int kind, const float *added, long added_stride,
+cdef void deliver(finish_t finish, const float *s, i64 lanes, i64 n, i64 column, i64 columns, i64 row,
+                  const float *shift, int kind, const float *added, i64 added_stride,
                   const Target *t) noexcept nogil
-cdef void deal_heads(const float *s, long lanes, long n, long column, long columns, long row,
+cdef void deal_heads(const float *s, i64 lanes, i64 n, i64 column, i64 columns, i64 row,
                      const Target *t) noexcept nogil
-cdef long tallest(const int64_t[:, ::1] tasks) noexcept
+cdef i64 tallest(const int64_t[:, ::1] tasks) noexcept

@@ -1,10 +1,9 @@
 """Dense layers: rows times a weight that was packed once, as panels of columns (tile.h)."""
 
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy
 
-from pyclattn._ext.isa cimport bfloat16, current, draw_task, new_floats, tile_isa
+from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
 
 from pyclattn.errors import BackendError
 
@@ -23,23 +22,23 @@ cdef Target target_of(float[:, :, :, :] out) noexcept:
     return t
 
 
-cdef Piece piece_at(const Target *t, long row, long n, long column, long columns) noexcept nogil:
+cdef Piece piece_at(const Target *t, i64 row, i64 n, i64 column, i64 columns) noexcept nogil:
     """What of n rows and a panel's columns lies in one head of one sequence, from (row, column) on."""
     cdef:
         Piece piece
-        long at = row % t.length, head = column // t.head_dim, within = column % t.head_dim
+        i64 at = row % t.length, head = column // t.head_dim, within = column % t.head_dim
     piece.rows, piece.columns = min(n, t.length - at), min(columns, t.head_dim - within)
     piece.data = t.data + row // t.length * t.batch_stride + at * t.row_stride + head * t.head_stride + within
     return piece
 
 
-cdef void deliver(finish_t finish, const float *s, long lanes, long n, long column, long columns, long row,
-                  const float *shift, int kind, const float *added, long added_stride,
+cdef void deliver(finish_t finish, const float *s, i64 lanes, i64 n, i64 column, i64 columns, i64 row,
+                  const float *shift, int kind, const float *added, i64 added_stride,
                   const Target *t) noexcept nogil:
     """Finish n rows of a panel's sums where they belong; heads must begin at whole vectors of the panel."""
     cdef:
         Piece piece
-        long r = 0, c
+        i64 r = 0, c
     while r < n:
         c = 0
         while c < columns:
@@ -50,10 +49,10 @@ cdef void deliver(finish_t finish, const float *s, long lanes, long n, long colu
         r += piece.rows
 
 
-cdef void deal_heads(const float *s, long lanes, long n, long column, long columns, long row,
+cdef void deal_heads(const float *s, i64 lanes, i64 n, i64 column, i64 columns, i64 row,
                      const Target *t) noexcept nogil:
     """Write n rows of a panel's columns to the heads they belong to."""
-    cdef long r, c, head, within, width
+    cdef i64 r, c, head, within, width
     cdef float *row_out
     for r in range(n):
         row_out = t.data + (row + r) // t.length * t.batch_stride + (row + r) % t.length * t.row_stride
@@ -65,9 +64,9 @@ cdef void deal_heads(const float *s, long lanes, long n, long column, long colum
             c += width
 
 
-cdef long tallest(const int64_t[:, ::1] tasks) noexcept:
+cdef i64 tallest(const int64_t[:, ::1] tasks) noexcept:
     """Rows of the tallest task."""
-    cdef long task, height = 0
+    cdef i64 task, height = 0
     for task in range(tasks.shape[0]):
         height = max(height, tasks[task, 1] - tasks[task, 0])
     return height
@@ -92,7 +91,7 @@ def multiply_bfloat16(
 
 
 cdef int multiply_with(
-    const tile_isa *isa, const float[:, :] rows, const float *panels, long n_words, long lanes,
+    const tile_isa *isa, const float[:, :] rows, const float *panels, i64 n_words, i64 lanes,
     const float[::1] bias, str activation, const float[:, :] residual, const int64_t[:, ::1] tasks,
     float[:, :, :, :] out, int64_t[::1] counter,
 ) except -1:
@@ -105,9 +104,9 @@ cdef int multiply_with(
         int kind = ACTIVATIONS.index(activation)
         Target t = target_of(out)
         bint is_direct = t.n_heads == 1 or t.head_dim % isa.vector == 0
-        long depth = rows.shape[1], width = t.n_heads * t.head_dim
-        long row_stride = rows.strides[0] // 4, own_stride = row_stride, added_stride = 0, n_packed = 0
-        long task, panel, row, start, stop, n, column, columns, first = -1
+        i64 depth = rows.shape[1], width = t.n_heads * t.head_dim
+        i64 row_stride = rows.strides[0] // 4, own_stride = row_stride, added_stride = 0, n_packed = 0
+        i64 task, panel, row, start, stop, n, column, columns, first = -1
         float *s
         float *peaks
         float *packed
@@ -157,4 +156,4 @@ cdef int multiply_with(
                         isa.finish(s, n, columns, own_shift, kind, own_added, added_stride, s, lanes)
                         deal_heads(s, lanes, n, column, columns, row, &t)
                     row += n
-    free(s)
+    free_floats(s)

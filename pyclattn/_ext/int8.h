@@ -13,15 +13,15 @@
 typedef struct {
     const char *name;
     const char *tile; /* the tile.h table whose panels these are */
-    long lanes;
+    i64 lanes;
 
     /* codes = round(x * 127 / largest |x|) + 128, scale = largest / 127; NaN where the row has a NaN or an infinity.
      * Codes are written in whole vectors: room for up to 15 more. */
-    void (*quantise)(const float *row, long depth, uint8_t *codes, float *scale);
+    void (*quantise)(const float *row, i64 depth, uint8_t *codes, float *scale);
     /* s[k][c] = sum over i of codes[k][i] panel[i][c] */
-    void (*sum)(const uint8_t *codes, long stride, long n, long n_groups, const int8_t *panel, int32_t *s);
+    void (*sum)(const uint8_t *codes, i64 stride, i64 n, i64 n_groups, const int8_t *panel, int32_t *s);
     /* s[k][c] = (the same sum - offsets[c]) * row_scales[k] * scales[c] */
-    void (*multiply)(const uint8_t *codes, long stride, long n, long n_groups, const int8_t *panel,
+    void (*multiply)(const uint8_t *codes, i64 stride, i64 n, i64 n_groups, const int8_t *panel,
                      const int32_t *offsets, const float *scales, const float *row_scales, float *s);
 } int8_isa;
 

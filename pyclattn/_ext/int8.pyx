@@ -1,11 +1,10 @@
 """Dense layers on 8-bit whole numbers: rows are quantised as they are read, sums are exact (int8.h)."""
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, strcmp
 
 from pyclattn._ext.dense cimport Target, deal_heads, deliver, tallest, target_of
-from pyclattn._ext.isa cimport current, draw_task, new_floats, tile_isa
+from pyclattn._ext.isa cimport current, draw_task, free_floats, i64, new_floats, tile_isa
 
 from pyclattn import _config
 from pyclattn.errors import BackendError
@@ -38,10 +37,10 @@ cdef extern from *:
     ctypedef struct int8_isa:
         const char *name
         const char *tile
-        long lanes
-        void (*quantise)(const float *, long, uint8_t *, float *) noexcept nogil
-        void (*sum)(const uint8_t *, long, long, long, const int8_t *, int32_t *) noexcept nogil
-        void (*multiply)(const uint8_t *, long, long, long, const int8_t *, const int32_t *, const float *,
+        i64 lanes
+        void (*quantise)(const float *, i64, uint8_t *, float *) noexcept nogil
+        void (*sum)(const uint8_t *, i64, i64, i64, const int8_t *, int32_t *) noexcept nogil
+        void (*multiply)(const uint8_t *, i64, i64, i64, const int8_t *, const int32_t *, const float *,
                          const float *, float *) noexcept nogil
 
     const int8_isa *int8_of(int level) noexcept nogil
@@ -111,9 +110,9 @@ def multiply(
         int kind = ACTIVATIONS.index(activation)
         Target t = target_of(out)
         bint is_direct = t.n_heads == 1 or t.head_dim % tile.vector == 0
-        long depth = rows.shape[1], width = t.n_heads * t.head_dim, lanes = isa.lanes, n_groups = panels.shape[1]
-        long stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1, added_stride = 0
-        long task, panel, row, start, stop, n, column, columns
+        i64 depth = rows.shape[1], width = t.n_heads * t.head_dim, lanes = isa.lanes, n_groups = panels.shape[1]
+        i64 stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1, added_stride = 0
+        i64 task, panel, row, start, stop, n, column, columns
         uint8_t *codes
         float *row_scales
         float *s
@@ -156,7 +155,7 @@ def multiply(
                         tile.finish(s, n, columns, own_shift, kind, own_added, added_stride, s, lanes)
                         deal_heads(s, lanes, n, column, columns, row, &t)
                     row += n
-    free(s)
+    free_floats(s)
 
 
 def sum_products(
@@ -166,9 +165,9 @@ def sum_products(
     """out = rows @ weight in whole numbers (see `pyclattn.reference.int8`)."""
     cdef:
         const int8_isa *isa = _fitting(panels)
-        long depth = rows.shape[1], width = out.shape[1], lanes = isa.lanes, n_groups = panels.shape[1]
-        long stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1
-        long task, panel, row, start, stop, n, k, columns
+        i64 depth = rows.shape[1], width = out.shape[1], lanes = isa.lanes, n_groups = panels.shape[1]
+        i64 stride = (depth + 63) // 64 * 64, height = tallest(tasks), first = -1
+        i64 task, panel, row, start, stop, n, k, columns
         uint8_t *codes
         int32_t *s
         float *scratch = new_floats(BLOCK * lanes + height * stride // 4)
@@ -196,7 +195,7 @@ def sum_products(
                     for k in range(n):
                         memcpy(&out[row + k, panel * lanes], s + k * lanes, columns * 4)
                     row += n
-    free(scratch)
+    free_floats(scratch)
 
 
 select(_config.int8_isa())

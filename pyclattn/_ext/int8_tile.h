@@ -61,7 +61,7 @@ INL vi step(vi sum, vi codes, vi numbers) { return sum + codes * numbers; }
 #endif
 
 /* mr rows; with scales the sums become floats. */
-INL void int8_rows(int mr, const uint8_t *codes, long stride, long n_groups, const vi *panel, const int32_t *offsets,
+INL void int8_rows(int mr, const uint8_t *codes, i64 stride, i64 n_groups, const vi *panel, const int32_t *offsets,
                    const float *scales, const float *row_scales, vi *s) {
     vi acc[MR][NV];
 #pragma GCC unroll 16
@@ -69,7 +69,7 @@ INL void int8_rows(int mr, const uint8_t *codes, long stride, long n_groups, con
 #pragma GCC unroll 8
         for (int j = 0; j < NV; j++) acc[r][j] = (vi){0};
 #pragma GCC unroll 1
-    for (long g = 0; g < n_groups; g++) {
+    for (i64 g = 0; g < n_groups; g++) {
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++) {
             vi numbers[NV];
@@ -105,16 +105,16 @@ INL void int8_rows(int mr, const uint8_t *codes, long stride, long n_groups, con
     }
 }
 
-typedef void (*int8_fn)(const uint8_t *, long, long, const vi *, const int32_t *, const float *, const float *,
+typedef void (*int8_fn)(const uint8_t *, i64, i64, const vi *, const int32_t *, const float *, const float *,
                         vi *);
 
 /* As instances that are not inlined each gets its own registers (products.h). */
 #define INT8_INSTANCE(mr)                                                                                         \
-    static __attribute__((noinline)) void multiply_##mr(const uint8_t *c, long stride, long n, const vi *p,       \
+    static __attribute__((noinline)) void multiply_##mr(const uint8_t *c, i64 stride, i64 n, const vi *p,       \
                                                         const int32_t *o, const float *f, const float *rf, vi *s) { \
         int8_rows(mr, c, stride, n, p, o, f, rf, s);                                                              \
     }                                                                                                             \
-    static __attribute__((noinline)) void sum_##mr(const uint8_t *c, long stride, long n, const vi *p,            \
+    static __attribute__((noinline)) void sum_##mr(const uint8_t *c, i64 stride, i64 n, const vi *p,            \
                                                    const int32_t *o, const float *f, const float *rf, vi *s) {    \
         (void)o, (void)f, (void)rf;                                                                               \
         int8_rows(mr, c, stride, n, p, 0, 0, 0, s);                                                               \
@@ -134,35 +134,35 @@ enum { LARGEST = 2 };
 #endif
 
 /* Rows by MR, and what is left over by halves. */
-INL void in_tiles(const int8_fn *table, const uint8_t *codes, long stride, long n, long n_groups, const int8_t *panel,
+INL void in_tiles(const int8_fn *table, const uint8_t *codes, i64 stride, i64 n, i64 n_groups, const int8_t *panel,
                   const int32_t *offsets, const float *scales, const float *row_scales, void *s) {
-    long k = 0;
+    i64 k = 0;
     for (int size = LARGEST; size >= 0; size--)
-        for (; n - k >= 1L << size; k += 1L << size)
+        for (; n - k >= (i64)1 << size; k += (i64)1 << size)
             table[size](codes + k * stride, stride, n_groups, (const vi *)panel, offsets, scales,
                         row_scales ? row_scales + k : 0, (vi *)s + k * NV);
 }
 
-static void int8_sum(const uint8_t *codes, long stride, long n, long n_groups, const int8_t *panel, int32_t *s) {
+static void int8_sum(const uint8_t *codes, i64 stride, i64 n, i64 n_groups, const int8_t *panel, int32_t *s) {
     in_tiles(SUM, codes, stride, n, n_groups, panel, 0, 0, 0, s);
 }
 
-static void int8_multiply(const uint8_t *codes, long stride, long n, long n_groups, const int8_t *panel,
+static void int8_multiply(const uint8_t *codes, i64 stride, i64 n, i64 n_groups, const int8_t *panel,
                           const int32_t *offsets, const float *scales, const float *row_scales, float *s) {
     in_tiles(MULTIPLY, codes, stride, n, n_groups, panel, offsets, scales, row_scales, s);
 }
 
 /* VL numbers, zeros after the first n. */
-INL vf some(const float *row, long n) {
+INL vf some(const float *row, i64 n) {
     vf x = {0};
     memcpy(&x, row, (n < VL ? n : VL) * sizeof(float));
     return x;
 }
 
-static void int8_quantise(const float *row, long depth, uint8_t *codes, float *scale) {
+static void int8_quantise(const float *row, i64 depth, uint8_t *codes, float *scale) {
     vf most = {0}, bad = {0};
-    long whole = depth / VL * VL;
-    for (long d = 0; d < depth; d += VL) {
+    i64 whole = depth / VL * VL;
+    for (i64 d = 0; d < depth; d += VL) {
         vf x;
         if (d < whole) memcpy(&x, row + d, sizeof x);
         else x = some(row + d, depth - d);
@@ -176,7 +176,7 @@ static void int8_quantise(const float *row, long depth, uint8_t *codes, float *s
     }
     float factor = largest < 0x1p-100f ? 0 : 127.f / largest; /* such a row counts as zeros */
     *scale = (largest < 0x1p-100f ? 0 : largest / 127.f) + sign;
-    for (long d = 0; d < depth; d += VL) {
+    for (i64 d = 0; d < depth; d += VL) {
         vf x;
         if (d < whole) memcpy(&x, row + d, sizeof x);
         else x = some(row + d, depth - d);

@@ -87,7 +87,7 @@ def fma_peak(str name, double seconds):
     measured at once.
     """
     cdef const tile_isa *isa = bfloat16() if name == "bfloat16" else _named(name)
-    cdef long rounds = 0, step = 1_000_000
+    cdef i64 rounds = 0, step = 1_000_000
     cdef float result = 0
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:

@@ -12,7 +12,7 @@ INL terms spread_term(term x) { return x - (terms){0}; }
 INL vf add_product(vf sum, terms x, terms y) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
 }
-INL long n_terms(long n) { return (n + 1) / 2; }
+INL i64 n_terms(i64 n) { return (n + 1) / 2; }
 
 #define PEAK_FACTOR 0x00800080 /* twice 2^-126 */
 #define PEAK_STEP(sum, x) add_product(sum, x, x)
@@ -31,34 +31,34 @@ INL vf low(terms x) { return (vf)((vu)x << 16); }
 INL vf high(terms x) { return (vf)((vu)x & (vu)spread_int(0xffff0000)); }
 
 /* The first n lanes, or all. */
-INL vf load_some(const float *from, long n) {
+INL vf load_some(const float *from, i64 n) {
     if (n >= VL) return *(const loose_vf *)from;
     return n > 0 ? (vf)_mm512_maskz_loadu_ps((1u << n) - 1, from) : (vf){0};
 }
 
-INL void store_some(float *to, terms x, long n) {
+INL void store_some(float *to, terms x, i64 n) {
     if (n >= VL) *(loose_vf *)to = (vf)x;
     else _mm512_mask_storeu_epi32(to, (1u << n) - 1, (__m512i)x);
 }
 
-static void tile_pack_rows(const float *rows, long stride, const int64_t *index, long n, long width, float *packed) {
-    long size = n_terms(width);
-    for (long k = 0; k < n; k++, packed += size) {
+static void tile_pack_rows(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, float *packed) {
+    i64 size = n_terms(width);
+    for (i64 k = 0; k < n; k++, packed += size) {
         const float *row = rows + (index ? index[k] : k) * stride;
-        for (long t = 0; t < size; t += VL) {
+        for (i64 t = 0; t < size; t += VL) {
             const float *at = row + 2 * t;
-            long left = width - 2 * t;
+            i64 left = width - 2 * t;
             store_some(packed + t, side_by_side(load_some(at, left), load_some(at + VL, left - VL)), size - t);
         }
     }
 }
 
 /* May be in place: what is written has been read. */
-static void tile_pack_columns(const float *rows, long stride, const int64_t *index, long n, long width, float *packed) {
-    for (long k = 0; k < n; k += 2, packed += width) {
+static void tile_pack_columns(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, float *packed) {
+    for (i64 k = 0; k < n; k += 2, packed += width) {
         const float *first = rows + (index ? index[k] : k) * stride, *second = first;
         if (k + 1 < n) second = rows + (index ? index[k + 1] : k + 1) * stride;
-        for (long e = 0; e < width; e += VL) {
+        for (i64 e = 0; e < width; e += VL) {
             vf below = k + 1 < n ? load_some(second + e, width - e) : (vf){0};
             store_some(packed + e, pair_of(load_some(first + e, width - e), below), width - e);
         }
@@ -83,7 +83,7 @@ INL vf weight_of(vf s, vf top, int is_masked) {
 }
 
 /* The softmax's weights 2^(s - top), in place, and their sum: that of the rounded ones, which divides what they weigh. */
-INL void soften_block(int nv, vf *s, long n, const vf *m, vf *sum, int is_masked) {
+INL void soften_block(int nv, vf *s, i64 n, const vf *m, vf *sum, int is_masked) {
     vf top[NV], total[NV];
     terms *weights = (terms *)s;
 #pragma GCC unroll 8
@@ -92,7 +92,7 @@ INL void soften_block(int nv, vf *s, long n, const vf *m, vf *sum, int is_masked
         total[j] = (vf){0};
     }
 #pragma GCC unroll 1
-    for (long k = 0; k < n; k += 2)
+    for (i64 k = 0; k < n; k += 2)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
             vf second = k + 1 < n ? weight_of(s[(k + 1) * NV + j], top[j], is_masked) : (vf){0};

@@ -10,60 +10,60 @@
 #define LOG2E 1.44269504088896341f
 #include "dense.h"
 
-static void tile_load(const float *rows, long stride, const int64_t *index, long n, long depth, float factor,
+static void tile_load(const float *rows, i64 stride, const int64_t *index, i64 n, i64 depth, float factor,
                       float *panel) {
-    long used = (n + VL - 1) / VL * VL, quads = n / 4 * 4, fours = depth / 4 * 4;
-    for (long i = 0; i < quads; i += 4) {
+    i64 used = (n + VL - 1) / VL * VL, quads = n / 4 * 4, fours = depth / 4 * 4;
+    for (i64 i = 0; i < quads; i += 4) {
         const float *row[4];
         for (int r = 0; r < 4; r++) row[r] = rows + (index ? index[i + r] : i + r) * stride;
         for (int r = 0; index && r < 4 && i + 8 + r < quads; r++) tile_prefetch(rows + index[i + 8 + r] * stride, depth);
-        for (long d = 0; d < fours; d += 4) {
+        for (i64 d = 0; d < fours; d += 4) {
             v4 block[4];
             for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(row[r] + d) * factor;
             transpose4(block);
             for (int r = 0; r < 4; r++) *(v4 *)(panel + (d + r) * LANES + i) = block[r];
         }
-        for (long d = fours; d < depth; d++)
+        for (i64 d = fours; d < depth; d++)
             for (int r = 0; r < 4; r++) panel[d * LANES + i + r] = row[r][d] * factor;
     }
-    for (long i = quads; i < used; i++) {
+    for (i64 i = quads; i < used; i++) {
         const float *row = i < n ? rows + (index ? index[i] : i) * stride : 0;
-        for (long d = 0; d < depth; d++) panel[d * LANES + i] = row ? row[d] * factor : 0.f;
+        for (i64 d = 0; d < depth; d++) panel[d * LANES + i] = row ? row[d] * factor : 0.f;
     }
 #if BFLOAT16
     tile_pack_columns(panel, LANES, 0, depth, LANES, panel);
 #endif
 }
 
-static void tile_store(const float *o, const float *l, long n, long width, float weight, const float *base, float *out,
-                       long stride, const int64_t *index) {
+static void tile_store(const float *o, const float *l, i64 n, i64 width, float weight, const float *base, float *out,
+                       i64 stride, const int64_t *index) {
     float share[LANES];
-    for (long i = 0; i < n; i++) share[i] = l[i] == 0.f ? 0.f : weight / l[i];
-    long quads = n / 4 * 4, fours = width / 4 * 4;
-    for (long i = 0; i < quads; i += 4) {
+    for (i64 i = 0; i < n; i++) share[i] = l[i] == 0.f ? 0.f : weight / l[i];
+    i64 quads = n / 4 * 4, fours = width / 4 * 4;
+    for (i64 i = 0; i < quads; i += 4) {
         float *row[4];
         for (int r = 0; r < 4; r++) row[r] = out + (index ? index[i + r] : i + r) * stride;
         v4 factor = *(const v4 *)(share + i);
-        for (long e = 0; e < fours; e += 4) {
+        for (i64 e = 0; e < fours; e += 4) {
             v4 block[4], added = {0};
             if (base) added = *(const v4 *)(base + e);
             for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(o + (e + r) * LANES + i) * factor;
             transpose4(block);
             for (int r = 0; r < 4; r++) *(v4 *)(row[r] + e) = block[r] + added;
         }
-        for (long e = fours; e < width; e++)
+        for (i64 e = fours; e < width; e++)
             for (int r = 0; r < 4; r++) row[r][e] = o[e * LANES + i + r] * share[i + r] + (base ? base[e] : 0.f);
     }
-    for (long i = quads; i < n; i++) {
+    for (i64 i = quads; i < n; i++) {
         float *row = out + (index ? index[i] : i) * stride;
-        for (long e = 0; e < width; e++) row[e] = o[e * LANES + i] * share[i] + (base ? base[e] : 0.f);
+        for (i64 e = 0; e < width; e++) row[e] = o[e * LANES + i] * share[i] + (base ? base[e] : 0.f);
     }
 }
 
 /* The weights of a block sum up from zero and join l at the end: shorter chains of roundings. */
-INL void soften_to(vf *s, long n, const vf *peak, long vectors, float *m, float *l, float *alpha, int is_masked) {
+INL void soften_to(vf *s, i64 n, const vf *peak, i64 vectors, float *m, float *l, float *alpha, int is_masked) {
     vf *mm = (vf *)m, *ll = (vf *)l, *aa = (vf *)alpha, sum[NV];
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         aa[j] = exp2_neg(mm[j] - peak[j]);
         mm[j] = peak[j];
     }
@@ -73,35 +73,35 @@ INL void soften_to(vf *s, long n, const vf *peak, long vectors, float *m, float 
 #endif
     if (vectors == 2) soften_block(2, s, n, mm, sum, is_masked);
     else soften_block(1, s, n, mm, sum, is_masked);
-    for (long j = 0; j < vectors; j++) ll[j] = ll[j] * aa[j] + sum[j];
+    for (i64 j = 0; j < vectors; j++) ll[j] = ll[j] * aa[j] + sum[j];
 }
 
-static void tile_soften(float *s, long n, const float *group_peaks, long vectors, float *m, float *l, float *alpha) {
+static void tile_soften(float *s, i64 n, const float *group_peaks, i64 vectors, float *m, float *l, float *alpha) {
     const vf *peaks = (const vf *)group_peaks;
     vf top[NV];
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         top[j] = ((vf *)m)[j];
-        for (long g = 0; g < (n + MR - 1) / MR; g++) top[j] = larger(peaks[g * NV + j], top[j]);
+        for (i64 g = 0; g < (n + MR - 1) / MR; g++) top[j] = larger(peaks[g * NV + j], top[j]);
     }
     soften_to((vf *)s, n, top, vectors, m, l, alpha, 0);
 }
 
-static void tile_soften_masked(float *s, long n, long vectors, float *m, float *l, float *alpha) {
+static void tile_soften_masked(float *s, i64 n, i64 vectors, float *m, float *l, float *alpha) {
     vf top[NV];
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         top[j] = ((vf *)m)[j];
-        for (long k = 0; k < n; k++) top[j] = larger(((vf *)s)[k * NV + j], top[j]);
+        for (i64 k = 0; k < n; k++) top[j] = larger(((vf *)s)[k * NV + j], top[j]);
     }
     soften_to((vf *)s, n, top, vectors, m, l, alpha, 1);
 }
 
-static void tile_mask_future(float *s, long n, long vectors, const int64_t *positions, int64_t first_key,
+static void tile_mask_future(float *s, i64 n, i64 vectors, const int64_t *positions, int64_t first_key,
                              const int32_t *lane_positions, int64_t origin) {
-    for (long k = 0; k < n; k++) {
+    for (i64 k = 0; k < n; k++) {
         int64_t key = (positions ? positions[k] : first_key + k) - origin;
         vi least = spread_int(key > INT32_MAX ? INT32_MAX : key < INT32_MIN ? INT32_MIN : (int32_t)key);
         vf *row = (vf *)s + k * NV;
-        for (long j = 0; j < vectors; j++)
+        for (i64 j = 0; j < vectors; j++)
             row[j] = blend(((const vi *)lane_positions)[j] < least, spread(TILE_MASKED), row[j]);
     }
 }
@@ -110,10 +110,10 @@ static void tile_mask_future(float *s, long n, long vectors, const int64_t *posi
 
 /* rows[r][k] is the bias of query i + r and key k: four queries by four keys at a time. What overflows is
  * bounded: a row of nothing but very low biases is still a softmax, and stays above the mask. */
-static void add_four(float *s, long i, long n, const float *const rows[4]) {
+static void add_four(float *s, i64 i, i64 n, const float *const rows[4]) {
     const v4 most = {2e38f, 2e38f, 2e38f, 2e38f};
     const v4 masked = {TILE_MASKED, TILE_MASKED, TILE_MASKED, TILE_MASKED};
-    for (long k = 0; k < n; k += 4) {
+    for (i64 k = 0; k < n; k += 4) {
         v4 block[4] = {{0}};
         if (k + 4 <= n)
             for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(rows[r] + k);
@@ -129,11 +129,11 @@ static void add_four(float *s, long i, long n, const float *const rows[4]) {
     }
 }
 
-static void add_to_all(float *s, long n, long vectors, const int64_t *positions, int64_t first_key, const float *bias,
-                       long key_stride) {
-    for (long k = 0; k < n; k++) {
+static void add_to_all(float *s, i64 n, i64 vectors, const int64_t *positions, int64_t first_key, const float *bias,
+                       i64 key_stride) {
+    for (i64 k = 0; k < n; k++) {
         float b = bias[(positions ? positions[k] : first_key + k) * key_stride];
-        for (long j = 0; j < vectors && b != 0.f; j++) {
+        for (i64 j = 0; j < vectors && b != 0.f; j++) {
             vf *x = (vf *)s + k * NV + j;
             vf y = larger(spread(-2e38f), *x + b * LOG2E);
             *x = b == -INFINITY ? spread(TILE_MASKED) : -larger(spread(-2e38f), -y);
@@ -141,37 +141,37 @@ static void add_to_all(float *s, long n, long vectors, const int64_t *positions,
     }
 }
 
-static void tile_add_bias(float *s, long n, long n_queries, long vectors, const int64_t *positions, int64_t first_key,
-                          const float *bias, long query_stride, long key_stride) {
+static void tile_add_bias(float *s, i64 n, i64 n_queries, i64 vectors, const int64_t *positions, int64_t first_key,
+                          const float *bias, i64 query_stride, i64 key_stride) {
     if (query_stride == 0) {
         add_to_all(s, n, vectors, positions, first_key, bias, key_stride);
         return;
     }
     float copies[4][TILE_KEYS];
-    for (long i = 0; i < n_queries; i += 4) {
+    for (i64 i = 0; i < n_queries; i += 4) {
         const float *rows[4];
         for (int r = 0; r < 4; r++) {
             const float *row = bias + (i + r < n_queries ? i + r : i) * query_stride;
             rows[r] = row + first_key;
             if (!positions && key_stride == 1) continue;
-            for (long k = 0; k < n; k++) copies[r][k] = row[(positions ? positions[k] : first_key + k) * key_stride];
+            for (i64 k = 0; k < n; k++) copies[r][k] = row[(positions ? positions[k] : first_key + k) * key_stride];
             rows[r] = copies[r];
         }
         add_four(s, i, n, rows);
     }
 }
 
-static void tile_allow(float *s, long n, long n_queries, const int64_t *positions, int64_t first_key,
-                       const uint8_t *allowed, long query_stride, long key_stride) {
+static void tile_allow(float *s, i64 n, i64 n_queries, const int64_t *positions, int64_t first_key,
+                       const uint8_t *allowed, i64 query_stride, i64 key_stride) {
     float copies[4][TILE_KEYS];
     const float *const rows[4] = {copies[0], copies[1], copies[2], copies[3]};
-    for (long i = 0; i < n_queries; i += 4) {
+    for (i64 i = 0; i < n_queries; i += 4) {
         for (int r = 0; r < 4; r++) {
             const uint8_t *row = allowed + (i + r < n_queries ? i + r : i) * query_stride;
             if (!positions && key_stride == 1)
-                for (long k = 0; k < n; k++) copies[r][k] = row[first_key + k] ? 0.f : -INFINITY;
+                for (i64 k = 0; k < n; k++) copies[r][k] = row[first_key + k] ? 0.f : -INFINITY;
             else
-                for (long k = 0; k < n; k++)
+                for (i64 k = 0; k < n; k++)
                     copies[r][k] = row[(positions ? positions[k] : first_key + k) * key_stride] ? 0.f : -INFINITY;
         }
         add_four(s, i, n, rows);
@@ -183,13 +183,13 @@ INL vi ordered(vi bits) { return bits ^ ((bits >> 31) & spread_int(INT32_MAX)); 
 
 /* A bound that just topk of the n scores reach, or, of equal scores, more: found bit by bit from the top without a
  * branch on a score. */
-static float bound_of_best(const float *scores, long n, long topk) {
+static float bound_of_best(const float *scores, i64 n, i64 topk) {
     uint32_t found = 0; /* offset by 2^31, so that unsigned order is the floats' */
     for (int bit = 31; bit >= 0; bit--) {
         int32_t trial = (int32_t)((found | 1u << bit) ^ 0x80000000u);
         vi count = {0};
-        for (long i = 0; i < n; i += VL) count -= ordered(*(const vi *)(scores + i)) >= spread_int(trial);
-        long total = 0;
+        for (i64 i = 0; i < n; i += VL) count -= ordered(*(const vi *)(scores + i)) >= spread_int(trial);
+        i64 total = 0;
         for (int i = 0; i < VL; i++) total += count[i];
         if (total >= topk) found |= 1u << bit;
         if (total == topk) break;
@@ -200,17 +200,17 @@ static float bound_of_best(const float *scores, long n, long topk) {
     return score;
 }
 
-static void tile_cut(tile_best *best, long lane) {
+static void tile_cut(tile_best *best, i64 lane) {
     float *scores = best->scores + lane * best->room;
     int64_t *rows = best->rows + lane * best->room;
-    long n = best->counts[lane], topk = best->topk, kept = 0, n_above = 0;
+    i64 n = best->counts[lane], topk = best->topk, kept = 0, n_above = 0;
     if (n <= topk) return;
-    for (long i = n; i < (n + VL - 1) / VL * VL; i++) scores[i] = -INFINITY;
+    for (i64 i = n; i < (n + VL - 1) / VL * VL; i++) scores[i] = -INFINITY;
     float bound = bound_of_best(scores, (n + VL - 1) / VL * VL, topk);
-    for (long i = 0; i < n; i++) n_above += scores[i] > bound;
-    for (long i = 0, ties = topk - n_above; i < n; i++) {
+    for (i64 i = 0; i < n; i++) n_above += scores[i] > bound;
+    for (i64 i = 0, ties = topk - n_above; i < n; i++) {
         float score = scores[i];
-        long is_tie = score == bound, is_kept = (score > bound) | (is_tie & (ties > 0));
+        i64 is_tie = score == bound, is_kept = (score > bound) | (is_tie & (ties > 0));
         scores[kept] = score;
         rows[kept] = rows[i];
         kept += is_kept;
@@ -220,18 +220,18 @@ static void tile_cut(tile_best *best, long lane) {
     best->threshold[lane] = bound;
 }
 
-static void tile_pick(const float *s, const float *group_peaks, long n, long vectors, const int64_t *index,
+static void tile_pick(const float *s, const float *group_peaks, i64 n, i64 vectors, const int64_t *index,
                       int64_t first_row, tile_best *best) {
     const vf *peaks = (const vf *)group_peaks, *threshold = (const vf *)best->threshold;
-    for (long g = 0; g * MR < n; g++)
-        for (long j = 0; j < vectors; j++) {
+    for (i64 g = 0; g * MR < n; g++)
+        for (i64 j = 0; j < vectors; j++) {
             if (!above(peaks[g * NV + j], threshold[j])) continue; /* nothing new in these MR keys */
-            long last = (g + 1) * MR < n ? (g + 1) * MR : n;
-            for (long k = g * MR; k < last; k++) {
+            i64 last = (g + 1) * MR < n ? (g + 1) * MR : n;
+            for (i64 k = g * MR; k < last; k++) {
                 uint32_t hits = above(((const vf *)s)[k * NV + j], threshold[j]);
                 for (; hits; hits &= hits - 1) {
-                    long lane = j * VL + __builtin_ctz(hits);
-                    long at = lane * best->room + best->counts[lane]++;
+                    i64 lane = j * VL + __builtin_ctz(hits);
+                    i64 at = lane * best->room + best->counts[lane]++;
                     best->scores[at] = s[k * LANES + lane];
                     best->rows[at] = index ? index[k] : first_row + k;
                     if (best->counts[lane] == best->room) tile_cut(best, lane);
@@ -240,34 +240,34 @@ static void tile_pick(const float *s, const float *group_peaks, long n, long vec
         }
 }
 
-static void tile_sign(const float *s, long n_bits, const float *panel, long depth, long vectors,
+static void tile_sign(const float *s, i64 n_bits, const float *panel, i64 depth, i64 vectors,
                       const float *thresholds, float per_square, float least, uint64_t *codes, uint32_t *unsure) {
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         vi half[2] = {{0}, {0}}, doubt = {0};
         vf square = {0};
-        for (long d = 0; d < depth; d++) {
+        for (i64 d = 0; d < depth; d++) {
             vf x = ((const vf *)panel)[d * NV + j];
             square += x * x;
         }
         vf room = square * per_square + least;
-        for (long b = 0; b < n_bits; b++) {
+        for (i64 b = 0; b < n_bits; b++) {
             vf x = ((const vf *)s)[b * NV + j] - thresholds[b];
             half[b / 32] |= (x > (vf){0}) & spread_int((int32_t)(1u << b % 32));
             doubt |= x * x <= room;
         }
-        for (long i = 0; i < VL; i++) {
+        for (i64 i = 0; i < VL; i++) {
             codes[j * VL + i] = (uint64_t)(uint32_t)half[0][i] | (uint64_t)(uint32_t)half[1][i] << 32;
             unsure[j * VL + i] = (uint32_t)doubt[i];
         }
     }
 }
 
-static void tile_nearest(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
+static void tile_nearest(const float *s, i64 n, i64 vectors, const float *offsets, int32_t first, float *best,
                          int32_t *labels) {
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         vf top = ((vf *)best)[j];
         vi label = ((vi *)labels)[j];
-        for (long k = 0; k < n; k++) {
+        for (i64 k = 0; k < n; k++) {
             vf x = ((const vf *)s)[k * NV + j] - offsets[k];
             vi better = x > top;
             top = blend(better, x, top);

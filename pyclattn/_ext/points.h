@@ -14,9 +14,9 @@
 #endif
 
 /* Of the lanes of a panel's vector j to a point. */
-INL vf square_distance(const vf *panel, long j, long depth, const float *point) {
+INL vf square_distance(const vf *panel, i64 j, i64 depth, const float *point) {
     vf total = {0};
-    for (long d = 0; d < depth; d++) {
+    for (i64 d = 0; d < depth; d++) {
         vf difference = panel[d * NV + j] - point[d], square = difference * difference;
         ROUNDED(square);
         total += square;
@@ -25,17 +25,17 @@ INL vf square_distance(const vf *panel, long j, long depth, const float *point) 
 }
 
 /* How many of some distances are at most a bound. */
-INL long n_within(const vf *distances, long n_vectors, float bound) {
+INL i64 n_within(const vf *distances, i64 n_vectors, float bound) {
     vi count = {0};
-    long total = 0;
-    for (long v = 0; v < n_vectors; v++) count -= distances[v] <= spread(bound);
+    i64 total = 0;
+    for (i64 v = 0; v < n_vectors; v++) count -= distances[v] <= spread(bound);
     for (int i = 0; i < VL; i++) total += count[i];
     return total;
 }
 
 /* A bound that at least topk of n distances keep, and at most `most`, unless too many are equal. Their bits have their
  * order: halved in between. */
-INL float bound_within(const vf *distances, long n_vectors, long n, long topk, long most) {
+INL float bound_within(const vf *distances, i64 n_vectors, i64 n, i64 topk, i64 most) {
     const float largest = 3.4028234663852886e38f;
     int32_t low = -1, high;
     float bound = largest;
@@ -44,7 +44,7 @@ INL float bound_within(const vf *distances, long n_vectors, long n, long topk, l
         int32_t middle = low + (high - low) / 2;
         float trial;
         memcpy(&trial, &middle, 4);
-        long count = n_within(distances, n_vectors, trial);
+        i64 count = n_within(distances, n_vectors, trial);
         if (count < topk) {
             low = middle;
         } else {
@@ -56,15 +56,15 @@ INL float bound_within(const vf *distances, long n_vectors, long n, long topk, l
     return bound;
 }
 
-INL void nearby_of(const float *panels, long n, long depth, const float *center, const int64_t *index,
-                   int64_t first_row, float *s, tile_best *best, long lane) {
+INL void nearby_of(const float *panels, i64 n, i64 depth, const float *center, const int64_t *index,
+                   int64_t first_row, float *s, tile_best *best, i64 lane) {
     vf *distances = (vf *)s;
-    long n_vectors = (n + VL - 1) / VL, room = best->room;
-    for (long p = 0; p * NV < n_vectors; p++)
-        for (long j = 0; j < NV && p * NV + j < n_vectors; j++)
+    i64 n_vectors = (n + VL - 1) / VL, room = best->room;
+    for (i64 p = 0; p * NV < n_vectors; p++)
+        for (i64 j = 0; j < NV && p * NV + j < n_vectors; j++)
             distances[p * NV + j] = -larger(spread(-3.4028234663852886e38f),
                                             -square_distance((const vf *)panels + p * depth * NV, j, depth, center));
-    for (long i = n; i < n_vectors * VL; i++) s[i] = INFINITY; /* lanes without a point */
+    for (i64 i = n; i < n_vectors * VL; i++) s[i] = INFINITY; /* lanes without a point */
     if (best->counts[lane] == 0 && n > room) { /* nothing is known yet, and most points are none of the nearest */
         float bound = bound_within(distances, n_vectors, n, best->topk, room - 1);
         int32_t next;
@@ -73,10 +73,10 @@ INL void nearby_of(const float *panels, long n, long depth, const float *center,
         memcpy(&bound, &next, 4);
         best->threshold[lane] = -bound;
     }
-    for (long v = 0; v < n_vectors; v++) {
+    for (i64 v = 0; v < n_vectors; v++) {
         uint32_t hits = above(-distances[v], spread(best->threshold[lane]));
         for (; hits; hits &= hits - 1) {
-            long k = v * VL + __builtin_ctz(hits), at = lane * room + best->counts[lane]++;
+            i64 k = v * VL + __builtin_ctz(hits), at = lane * room + best->counts[lane]++;
             best->scores[at] = -s[k];
             best->rows[at] = index ? index[k] : first_row + k;
             if (best->counts[lane] == room) tile_cut(best, lane);
@@ -84,22 +84,22 @@ INL void nearby_of(const float *panels, long n, long depth, const float *center,
     }
 }
 
-static void tile_nearby(const float *panels, long n, long depth, const float *center, const int64_t *index,
-                        int64_t first_row, float *s, tile_best *best, long lane) {
+static void tile_nearby(const float *panels, i64 n, i64 depth, const float *center, const int64_t *index,
+                        int64_t first_row, float *s, tile_best *best, i64 lane) {
     if (depth == 3) /* coordinates unrolled */
         nearby_of(panels, n, 3, center, index, first_row, s, best, lane);
     else
         nearby_of(panels, n, depth, center, index, first_row, s, best, lane);
 }
 
-INL long farthest_of(const float *panels, long n_panels, long depth, const float *center, float *nearest) {
+INL i64 farthest_of(const float *panels, i64 n_panels, i64 depth, const float *center, float *nearest) {
     vf top[NV];
     vi at[NV];
     for (int j = 0; j < NV; j++) {
         top[j] = spread(-2.f);
         at[j] = (vi){0};
     }
-    for (long p = 0; p < n_panels; p++) {
+    for (i64 p = 0; p < n_panels; p++) {
         const vf *panel = (const vf *)panels + p * depth * NV;
         vf *own = (vf *)nearest + p * NV;
 #pragma GCC unroll 8
@@ -113,10 +113,10 @@ INL long farthest_of(const float *panels, long n_panels, long depth, const float
         }
     }
     float most = -2.f;
-    long place = 0;
+    i64 place = 0;
     for (int j = 0; j < NV; j++)
         for (int i = 0; i < VL; i++) {
-            long here = (long)at[j][i] * LANES + j * VL + i;
+            i64 here = (i64)at[j][i] * LANES + j * VL + i;
             if (top[j][i] > most || (top[j][i] == most && here < place)) {
                 most = top[j][i];
                 place = here;
@@ -125,7 +125,7 @@ INL long farthest_of(const float *panels, long n_panels, long depth, const float
     return place;
 }
 
-static long tile_farthest(const float *panels, long n_panels, long depth, const float *center, float *nearest) {
+static i64 tile_farthest(const float *panels, i64 n_panels, i64 depth, const float *center, float *nearest) {
     if (depth == 3) return farthest_of(panels, n_panels, 3, center, nearest); /* coordinates unrolled */
     return farthest_of(panels, n_panels, depth, center, nearest);
 }

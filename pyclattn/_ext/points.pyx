@@ -2,37 +2,36 @@
 
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free
 from libc.string cimport memset
 
 from pyclattn._ext.isa cimport (
-    TILE_MASKED, best_at, best_size, current, draw_task, new_floats, padded, tile_best, tile_isa,
+    TILE_MASKED, best_at, best_size, current, draw_task, free_floats, i64, new_floats, padded, tile_best, tile_isa,
 )
 
-cdef long BLOCK = 2048  # points that all queries of a task look at in turn: with their distances 32 kB in 3-D
+cdef i64 BLOCK = 2048  # points that all queries of a task look at in turn: with their distances 32 kB in 3-D
 
 
-cdef long longest(const int64_t[:, ::1] spans) noexcept nogil:
-    cdef long most = 0, s
+cdef i64 longest(const int64_t[:, ::1] spans) noexcept nogil:
+    cdef i64 most = 0, s
     for s in range(spans.shape[0]):
         most = max(most, spans[s, 2] - spans[s, 1])
     return most
 
 
-cdef void load(const tile_isa *isa, const float *points, const int64_t *index, long n, long depth,
+cdef void load(const tile_isa *isa, const float *points, const int64_t *index, i64 n, i64 depth,
                float *panels) noexcept nogil:
     """`n` rows of points (or those at `index`) as lanes of panels."""
-    cdef long first = 0
+    cdef i64 first = 0
     while first < n:
         isa.load(points if index != NULL else points + first * depth, depth, NULL if index == NULL else index + first,
                  min(isa.lanes, n - first), depth, 1.0, panels + first * depth)
         first += isa.lanes
 
 
-cdef void choose(const tile_isa *isa, const float *points, const int64_t *index, int64_t start, long n, long depth,
+cdef void choose(const tile_isa *isa, const float *points, const int64_t *index, int64_t start, i64 n, i64 depth,
                  float *panels, float *nearest, int64_t[::1] chosen) noexcept nogil:
     """Of the `n` rows from `start` on (or at index[0], ...) the first, then the farthest from those chosen."""
-    cdef long n_panels = (n + isa.lanes - 1) // isa.lanes, i, number, at = 0
+    cdef i64 n_panels = (n + isa.lanes - 1) // isa.lanes, i, number, at = 0
     cdef int64_t row
     load(isa, points if index != NULL else points + start * depth, index, n, depth, panels)
     for i in range(n_panels * isa.lanes):
@@ -55,7 +54,7 @@ def choose_farthest(
     cdef:
         const tile_isa *isa
         float *panels
-        long depth = points.shape[2], task, sequence, room, n
+        i64 depth = points.shape[2], task, sequence, room, n
         int64_t start
         const int64_t *rows
 
@@ -78,12 +77,12 @@ def choose_farthest(
                 rows = &index[start]
             choose(isa, &points[spans[sequence, 0], 0, 0] if n > 0 else NULL, rows, start, n, depth, panels,
                    panels + depth * room, chosen[sequence])
-        free(panels)
+        free_floats(panels)
 
 
 def find_nearest(
     const float[:, :, ::1] queries, const float[:, :, ::1] points, const int64_t[:, ::1] spans,
-    const int64_t[::1] index, long topk, const int64_t[:, ::1] tasks, long chunk, float[:, :, ::1] distances,
+    const int64_t[::1] index, i64 topk, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, ::1] distances,
     int64_t[:, :, ::1] neighbors, int64_t[::1] counter,
 ):
     """The points nearest to each of `chunk` queries (see `pyclattn.reference.points`)."""
@@ -95,7 +94,7 @@ def find_nearest(
         float *s
         const float *rows
         const int64_t *numbers = NULL
-        long depth = points.shape[2], lanes, task, sequence, batch, first, stop, at, n, room, query, t
+        i64 depth = points.shape[2], lanes, task, sequence, batch, first, stop, at, n, room, query, t
         int64_t start
 
     with nogil:
@@ -117,7 +116,7 @@ def find_nearest(
             batch, start = spans[sequence, 0], spans[sequence, 1]
             stop = min(queries.shape[1], first + chunk)
             rows = &points[batch, 0, 0]
-            memset(best.counts, 0, chunk * sizeof(long))
+            memset(best.counts, 0, chunk * sizeof(i64))
             for query in range(chunk):
                 best.threshold[query] = 2 * TILE_MASKED  # below all scores
             at = start
@@ -138,4 +137,4 @@ def find_nearest(
                 for t in range(best.counts[at], topk):
                     distances[batch, query, t] = INFINITY
                     neighbors[batch, query, t] = -1
-        free(memory)
+        free_floats(memory)

@@ -7,7 +7,7 @@
     vf acc[MR][NV];                                                        \
     _Pragma("GCC unroll 16") for (int r = 0; r < (mr); r++)                \
         _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) acc[r][j] = (vf){0}; \
-    _Pragma("GCC unroll 4") for (long t = 0; t < (steps); t++) {           \
+    _Pragma("GCC unroll 4") for (i64 t = 0; t < (steps); t++) {           \
         terms q[NV];                                                       \
         _Pragma("GCC unroll 8") for (int j = 0; j < (nv); j++) q[j] = (b)[t * NV + j]; \
         _Pragma("GCC unroll 16") for (int r = 0; r < (mr); r++) {          \
@@ -17,7 +17,7 @@
     }
 
 /* Scores of mr keys; `peak` becomes (or, continued, stays at least) their largest. */
-INL void score_rows(int mr, int nv, const term *keys, long stride, long depth, const terms *panel, vf *s, vf *peak,
+INL void score_rows(int mr, int nv, const term *keys, i64 stride, i64 depth, const terms *panel, vf *s, vf *peak,
                     int is_continued) {
     PRODUCT(mr, nv, depth, keys, stride, 1, panel)
 #pragma GCC unroll 8
@@ -33,7 +33,7 @@ INL void score_rows(int mr, int nv, const term *keys, long stride, long depth, c
 }
 
 /* mr coordinates of the output over n keys. */
-INL void value_rows(int mr, int nv, const term *values, long stride, long n, const terms *s, const vf *alpha, vf *o) {
+INL void value_rows(int mr, int nv, const term *values, i64 stride, i64 n, const terms *s, const vf *alpha, vf *o) {
     PRODUCT(mr, nv, n, values, 1, stride, s)
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++)
@@ -43,17 +43,17 @@ INL void value_rows(int mr, int nv, const term *values, long stride, long n, con
 
 /* One function an (mr, nv): as instances that are not inlined each gets its own registers. */
 #define INSTANCES(mr, nv)                                                                                        \
-    static __attribute__((noinline)) void score_##mr##_##nv(const term *k, long ks, long d, const terms *p,      \
+    static __attribute__((noinline)) void score_##mr##_##nv(const term *k, i64 ks, i64 d, const terms *p,      \
                                                             vf *s, vf *peak, int more) {                         \
         score_rows(mr, nv, k, ks, d, p, s, peak, more);                                                          \
     }                                                                                                            \
-    static __attribute__((noinline)) void value_##mr##_##nv(const term *v, long vs, long n, const terms *s,      \
+    static __attribute__((noinline)) void value_##mr##_##nv(const term *v, i64 vs, i64 n, const terms *s,      \
                                                             const vf *a, vf *o) {                                \
         value_rows(mr, nv, v, vs, n, s, a, o);                                                                   \
     }
 
-typedef void (*score_fn)(const term *, long, long, const terms *, vf *, vf *, int);
-typedef void (*value_fn)(const term *, long, long, const terms *, const vf *, vf *);
+typedef void (*score_fn)(const term *, i64, i64, const terms *, vf *, vf *, int);
+typedef void (*value_fn)(const term *, i64, i64, const terms *, const vf *, vf *);
 
 #if NV == 3
 #define ROW_INSTANCES(mr) INSTANCES(mr, 1) INSTANCES(mr, 2) INSTANCES(mr, 3)
@@ -78,12 +78,12 @@ enum { SIZES = 3 };
 static const score_fn SCORE[SIZES][NV] = TABLE(score);
 static const value_fn VALUE[SIZES][NV] = TABLE(value);
 
-static void tile_score(const float *rows, long stride, long n, long depth, const float *panel, long vectors, float *s,
+static void tile_score(const float *rows, i64 stride, i64 n, i64 depth, const float *panel, i64 vectors, float *s,
                        float *group_peaks) {
     const term *keys = (const term *)rows;
     const terms *p = (const terms *)panel;
     vf *scores = (vf *)s, *peaks = (vf *)group_peaks;
-    long k = 0;
+    i64 k = 0;
     depth = n_terms(depth);
     for (; k + MR <= n; k += MR, peaks += NV)
         SCORE[SIZES - 1][vectors - 1](keys + k * stride, stride, depth, p, scores + k * NV, peaks, 0);
@@ -91,28 +91,28 @@ static void tile_score(const float *rows, long stride, long n, long depth, const
     for (int size = SIZES - 2; size >= 0; size--)
         if ((n - k) >> size) {
             SCORE[size][vectors - 1](keys + k * stride, stride, depth, p, scores + k * NV, peaks, more);
-            k += 1L << size;
+            k += (i64)1 << size;
             more = 1;
         }
 }
 
-static void tile_accumulate(const float *rows, long stride, long n, long width, const float *s, long vectors,
+static void tile_accumulate(const float *rows, i64 stride, i64 n, i64 width, const float *s, i64 vectors,
                             const float *alpha, float *o) {
     const term *values = (const term *)rows;
     const terms *scores = (const terms *)s;
     const vf *a = (const vf *)alpha;
     vf *out = (vf *)o;
-    long e = 0;
+    i64 e = 0;
     n = n_terms(n);
     for (; e + MR <= width; e += MR) VALUE[SIZES - 1][vectors - 1](values + e, stride, n, scores, a, out + e * NV);
     for (int size = SIZES - 2; size >= 0; size--)
         if ((width - e) >> size) {
             VALUE[size][vectors - 1](values + e, stride, n, scores, a, out + e * NV);
-            e += 1L << size;
+            e += (i64)1 << size;
         }
 }
 
-static float tile_fma_loop(long rounds) {
+static float tile_fma_loop(i64 rounds) {
     vf acc[MR][NV];
     terms x = spread_term((term)PEAK_FACTOR);
 #pragma GCC unroll 16
@@ -120,7 +120,7 @@ static float tile_fma_loop(long rounds) {
 #pragma GCC unroll 8
         for (int j = 0; j < NV; j++) acc[r][j] = spread((float)(r * NV + j));
 #pragma GCC unroll 1
-    for (long i = 0; i < rounds; i++) {
+    for (i64 i = 0; i < rounds; i++) {
 #pragma GCC unroll 16
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8

@@ -8,10 +8,10 @@ enum { ROWS_TANH = TILE_SIGMOID + 1, ROWS_EXP, ROWS_ERF };
 
 typedef struct {
     /* out[i] = kind(x[i]); out may be x */
-    void (*apply)(int kind, const float *x, long n, float *out);
+    void (*apply)(int kind, const float *x, i64 n, float *out);
     /* rows of x + residual with mean 0 (not if is_rms) and mean square 1, times weight plus bias. total gets the sums;
      * residual, weight, bias and total may be NULL, and x, residual, total and out of a row the same */
-    void (*normalise)(const float *x, const float *residual, long width, int is_rms, float epsilon, const float *weight,
+    void (*normalise)(const float *x, const float *residual, i64 width, int is_rms, float epsilon, const float *weight,
                       const float *bias, float *total, float *out);
 } rows_isa;
 

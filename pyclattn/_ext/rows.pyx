@@ -2,12 +2,12 @@
 
 from libc.stdint cimport int64_t
 
-from pyclattn._ext.isa cimport current, draw_task
+from pyclattn._ext.isa cimport current, draw_task, i64
 
 cdef extern from *:
     """
     #include "rows.h"
-    static const rows_isa *rows_of(long vector) { /* floats of a vector of the tiles in use */
+    static const rows_isa *rows_of(i64 vector) { /* floats of a vector of the tiles in use */
     #ifdef TILE_X86
         if (vector == 16) return &rows_avx512;
         if (vector == 8) return &rows_avx2;
@@ -16,11 +16,11 @@ cdef extern from *:
     }
     """
     ctypedef struct rows_isa:
-        void (*apply)(int, const float *, long, float *) noexcept nogil
-        void (*normalise)(const float *, const float *, long, int, float, const float *, const float *, float *,
+        void (*apply)(int, const float *, i64, float *) noexcept nogil
+        void (*normalise)(const float *, const float *, i64, int, float, const float *, const float *, float *,
                           float *) noexcept nogil
 
-    const rows_isa *rows_of(long) noexcept nogil
+    const rows_isa *rows_of(i64) noexcept nogil
 
 # In the order of tile.h and rows.h.
 FUNCTIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "exp", "erf")
@@ -31,7 +31,7 @@ def apply(const float[::1] x, str name, const int64_t[:, ::1] tasks, float[::1] 
     cdef:
         const rows_isa *isa = rows_of(current().vector)
         int kind = FUNCTIONS.index(name)
-        long task
+        i64 task
     with nogil:
         while True:
             task = draw_task(&counter[0])
@@ -49,7 +49,7 @@ def normalise(
         const rows_isa *isa = rows_of(current().vector)
         const float *factors = NULL
         const float *shifts = NULL
-        long task, row, width = x.shape[1]
+        i64 task, row, width = x.shape[1]
     if weight is not None:
         factors = &weight[0]
     if bias is not None:

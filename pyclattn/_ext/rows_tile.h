@@ -12,13 +12,13 @@ INL vf row_function(int kind, vf x) {
     }
 }
 
-INL vf part_of(const float *x, long n) {
+INL vf part_of(const float *x, i64 n) {
     vf v = {0};
     memcpy(&v, x, n * sizeof(float));
     return v;
 }
 
-INL void apply_all(int kind, const float *x, long n, float *out) {
+INL void apply_all(int kind, const float *x, i64 n, float *out) {
     for (; n >= VL; n -= VL, x += VL, out += VL) {
         vf y;
         memcpy(&y, x, sizeof y);
@@ -33,7 +33,7 @@ INL void apply_all(int kind, const float *x, long n, float *out) {
 
 #define APPLY(kind) case kind: apply_all(kind, x, n, out); break;
 
-static void rows_apply(int kind, const float *x, long n, float *out) {
+static void rows_apply(int kind, const float *x, i64 n, float *out) {
     switch (kind) {
         APPLY(TILE_RELU) APPLY(TILE_GELU) APPLY(TILE_GELU_TANH) APPLY(TILE_QUICK_GELU) APPLY(TILE_SILU)
         APPLY(TILE_SIGMOID) APPLY(ROWS_TANH) APPLY(ROWS_EXP) APPLY(ROWS_ERF)
@@ -51,7 +51,7 @@ INL float total_of(vf a, vf b, vf c, vf d) {
 #define ROW_SUM(row, n, f, sum)                                                          \
     {                                                                                    \
         vf chain[4] = {{0}}, v;                                                          \
-        long at = 0;                                                                     \
+        i64 at = 0;                                                                     \
         for (; at + 4 * VL <= (n); at += 4 * VL)                                         \
             _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {                        \
                 memcpy(&v, (row) + at + j * VL, sizeof v);                               \
@@ -68,11 +68,11 @@ INL float total_of(vf a, vf b, vf c, vf d) {
         }                                                                                \
     }
 
-static void rows_normalise(const float *x, const float *residual, long width, int is_rms, float epsilon,
+static void rows_normalise(const float *x, const float *residual, i64 width, int is_rms, float epsilon,
                            const float *weight, const float *bias, float *total, float *out) {
     if (residual) {
         float *sums = total ? total : out;
-        for (long i = 0; i < width; i++) sums[i] = x[i] + residual[i];
+        for (i64 i = 0; i < width; i++) sums[i] = x[i] + residual[i];
         x = sums;
     }
     float mean = 0, square = 0;
@@ -82,8 +82,8 @@ static void rows_normalise(const float *x, const float *residual, long width, in
     }
     ROW_SUM(x, width, (v - mean) * (v - mean), square)
     float scale = 1.f / sqrtf(square / width + epsilon);
-    for (long i = 0; i < width; i += VL) {
-        long n = width - i < VL ? width - i : VL;
+    for (i64 i = 0; i < width; i += VL) {
+        i64 n = width - i < VL ? width - i : VL;
         int whole = n == VL;
         vf y = ((whole ? part_of(x + i, VL) : part_of(x + i, n)) - mean) * scale;
         if (weight) y *= whole ? part_of(weight + i, VL) : part_of(weight + i, n);

@@ -6,22 +6,22 @@ typedef vf terms;
 
 INL terms spread_term(term x) { return spread(x); }
 INL vf add_product(vf sum, terms x, terms y) { return sum + x * y; }
-INL long n_terms(long n) { return n; }
+INL i64 n_terms(i64 n) { return n; }
 
 #define PEAK_FACTOR 0.999f
 #define PEAK_STEP(sum, x) ((sum) * (x) + 0.001f)
 
-static void tile_pack_rows(const float *rows, long stride, const int64_t *index, long n, long width, float *packed) {
-    for (long k = 0; k < n; k++)
+static void tile_pack_rows(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, float *packed) {
+    for (i64 k = 0; k < n; k++)
         memcpy(packed + k * width, rows + (index ? index[k] : k) * stride, width * sizeof(float));
 }
 
-static void tile_pack_columns(const float *rows, long stride, const int64_t *index, long n, long width, float *packed) {
+static void tile_pack_columns(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, float *packed) {
     tile_pack_rows(rows, stride, index, n, width, packed);
 }
 
 /* The softmax's weights 2^(s - top), in place, and their sum. */
-INL void soften_block(int nv, vf *s, long n, const vf *m, vf *sum, int is_masked) {
+INL void soften_block(int nv, vf *s, i64 n, const vf *m, vf *sum, int is_masked) {
     vf top[NV], total[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < nv; j++) {
@@ -29,7 +29,7 @@ INL void soften_block(int nv, vf *s, long n, const vf *m, vf *sum, int is_masked
         total[j] = (vf){0};
     }
 #pragma GCC unroll 1
-    for (long k = 0; k < n; k++)
+    for (i64 k = 0; k < n; k++)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
             vf x = s[k * NV + j], e = exp2_neg(x - top[j]);

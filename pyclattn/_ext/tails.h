@@ -1,19 +1,19 @@
 /* What co-clustered attention does on a panel of query centroids, beside the two products. */
 
 /* Lane i takes the rows whose score + key_scores[k] beats limits[i]; the others become 2^(s - top). */
-INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *limits, const vf *top, int32_t first,
+INL void part_rows(int nv, vf *s, i64 n, const float *key_scores, const vf *limits, const vf *top, int32_t first,
                    tile_lists *lists, vf *sum) {
     vf total[NV];
 #pragma GCC unroll 8
     for (int j = 0; j < nv; j++) total[j] = (vf){0};
 #pragma GCC unroll 1
-    for (long k = 0; k < n; k++)
+    for (i64 k = 0; k < n; k++)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
             vf x = s[k * NV + j], error = x + key_scores[k];
             vf e = blend(error > limits[j], (vf){0}, exp2_neg(x - top[j]));
             for (uint32_t hits = above(error, limits[j]); hits; hits &= hits - 1) {
-                long lane = j * VL + __builtin_ctz(hits);
+                i64 lane = j * VL + __builtin_ctz(hits);
                 lists->rows[lane * lists->room + lists->counts[lane]++] = first + (int32_t)k;
             }
             s[k * NV + j] = e;
@@ -23,13 +23,13 @@ INL void part_rows(int nv, vf *s, long n, const float *key_scores, const vf *lim
     for (int j = 0; j < nv; j++) sum[j] = total[j];
 }
 
-static void tile_part(float *s, long n, const float *group_peaks, const float *key_scores, long vectors,
+static void tile_part(float *s, i64 n, const float *group_peaks, const float *key_scores, i64 vectors,
                       const float *limits, int32_t first, tile_lists *lists, float *m, float *mass, float *alpha) {
     vf *top = (vf *)m, *l = (vf *)mass, *a = (vf *)alpha, sum[NV];
     const vf *peaks = (const vf *)group_peaks;
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         vf peak = top[j];
-        for (long g = 0; g < (n + MR - 1) / MR; g++) peak = larger(peaks[g * NV + j], peak);
+        for (i64 g = 0; g < (n + MR - 1) / MR; g++) peak = larger(peaks[g * NV + j], peak);
         a[j] = exp2_neg(top[j] - peak);
         top[j] = peak;
     }
@@ -39,16 +39,16 @@ static void tile_part(float *s, long n, const float *group_peaks, const float *k
 #endif
     if (vectors == 2) part_rows(2, (vf *)s, n, key_scores, (vf *)limits, top, first, lists, sum);
     else part_rows(1, (vf *)s, n, key_scores, (vf *)limits, top, first, lists, sum);
-    for (long j = 0; j < vectors; j++) l[j] = l[j] * a[j] + sum[j];
+    for (i64 j = 0; j < vectors; j++) l[j] = l[j] * a[j] + sum[j];
 }
 
 /* o holds sums over a lane's share of a cluster of keys, mass theirs, of 2^(score - top). Row `depth` of o, the key's
  * own logit, becomes such that the mean row's score is log2(mass) + top at the centroid: divided by mass later on. */
-static void tile_tail(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top) {
-    for (long j = 0; j < vectors; j++) {
+static void tile_tail(float *o, const float *panel, i64 depth, i64 vectors, const float *mass, const float *top) {
+    for (i64 j = 0; j < vectors; j++) {
         vf dot = {0}, m = ((const vf *)mass)[j];
         vf logs;
-        for (long d = 0; d < depth; d++) dot += ((vf *)o)[d * NV + j] * ((const vf *)panel)[d * NV + j];
+        for (i64 d = 0; d < depth; d++) dot += ((vf *)o)[d * NV + j] * ((const vf *)panel)[d * NV + j];
         for (int i = 0; i < VL; i++) logs[i] = m[i] > 0.f ? log2f(m[i]) : 0.f;
         ((vf *)o)[depth * NV + j] = (logs + ((const vf *)top)[j]) * m - dot;
     }
@@ -56,15 +56,15 @@ static void tile_tail(float *o, const float *panel, long depth, long vectors, co
 
 /* u, scores on the axes, becomes the weights of the slopes: (u - center) ln 2, damped by 1 + sum u^2 spread, times the
  * mass of the tail, tail_mass, which was summed beneath the maximum tail_m. */
-static void tile_tilt(float *u, long rank, const float *center, const float *spreads, long vectors,
+static void tile_tilt(float *u, i64 rank, const float *center, const float *spreads, i64 vectors,
                       const float *tail_m, const float *tail_mass, const float *m) {
-    for (long j = 0; j < vectors; j++) {
+    for (i64 j = 0; j < vectors; j++) {
         vf damping = spread(1.f), *x = (vf *)u + j;
-        for (long r = 0; r < rank; r++) {
+        for (i64 r = 0; r < rank; r++) {
             x[r * NV] = (x[r * NV] - center[r]) * 0.693147180559945f;
             damping += x[r * NV] * (x[r * NV] * spreads[r]);  /* the square alone may be too large */
         }
         vf share = ((const vf *)tail_mass)[j] * exp2_neg(((const vf *)tail_m)[j] - ((const vf *)m)[j]) / damping;
-        for (long r = 0; r < rank; r++) x[r * NV] *= share;
+        for (i64 r = 0; r < rank; r++) x[r * NV] *= share;
     }
 }

@@ -8,6 +8,9 @@
 #ifndef PYCLATTN_TILE_H
 #define PYCLATTN_TILE_H
 #include <stdint.h>
+
+/* Counts, strides, positions: 64 bits wherever this is compiled (a long has 32 on Windows). */
+typedef int64_t i64;
 #include <string.h>
 
 #define TILE_KEYS 128 /* keys of a block: 128 x 64 floats = 32 kB each of keys and values; 2 % faster than 256 */
@@ -21,103 +24,103 @@ enum {
 /* The best keys of each lane so far. Candidates are appended in the order of their rows; a full list is cut down to
  * its topk best, whose least score is the threshold from then on. */
 typedef struct {
-    long topk, room;  /* room: entries of a list, a multiple of 16 above topk */
+    i64 topk, room;  /* room: entries of a list, a multiple of 16 above topk */
     float *scores;    /* [lanes][room] */
     int64_t *rows;    /* [lanes][room] */
-    long *counts;     /* [lanes] */
+    i64 *counts;     /* [lanes] */
     float *threshold; /* [lanes] */
 } tile_best;
 
 /* Rows taken by each lane, in order; room for every row. */
 typedef struct {
-    long room;
+    i64 room;
     int32_t *rows; /* [lanes][room] */
-    long *counts;  /* [lanes] */
+    i64 *counts;  /* [lanes] */
 } tile_lists;
 
 typedef struct {
     const char *name;
-    long lanes;        /* queries of a full panel */
-    long vector;       /* queries of one vector */
-    long group;        /* keys that share one entry of group_peaks */
-    long pair;         /* terms of a word: 1 float32, or 2 bfloat16 (pairs.h) */
+    i64 lanes;        /* queries of a full panel */
+    i64 vector;       /* queries of one vector */
+    i64 group;        /* keys that share one entry of group_peaks */
+    i64 pair;         /* terms of a word: 1 float32, or 2 bfloat16 (pairs.h) */
     double loop_flops; /* of one round of fma_loop */
 
     /* panel <- factor * rows[index[i] or i]; lanes from n to the end of the last vector become 0 */
-    void (*load)(const float *rows, long stride, const int64_t *index, long n, long depth, float factor, float *panel);
+    void (*load)(const float *rows, i64 stride, const int64_t *index, i64 n, i64 depth, float factor, float *panel);
     /* packed <- rows[index[k] or k] as words, side by side: of terms in a row, as `score` takes keys, or of terms one
      * below the other, as `accumulate` takes values; of float32 a copy. A table of pairs takes nothing but packed rows
      * as keys and values */
-    void (*pack_rows)(const float *rows, long stride, const int64_t *index, long n, long width, float *packed);
-    void (*pack_columns)(const float *rows, long stride, const int64_t *index, long n, long width, float *packed);
+    void (*pack_rows)(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, float *packed);
+    void (*pack_columns)(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, float *packed);
     /* s[k] = keys[k] . panel; group_peaks[g] = the largest of its group's scores (NaN is passed over) */
-    void (*score)(const float *keys, long stride, long n, long depth, const float *panel, long vectors, float *s,
+    void (*score)(const float *keys, i64 stride, i64 n, i64 depth, const float *panel, i64 vectors, float *s,
                   float *group_peaks);
     /* s <- 2^(s - m) with m the running maximum; l <- l alpha + sum; alpha = 2^(old m - m) */
-    void (*soften)(float *s, long n, const float *group_peaks, long vectors, float *m, float *l, float *alpha);
+    void (*soften)(float *s, i64 n, const float *group_peaks, i64 vectors, float *m, float *l, float *alpha);
     /* the same, where masked scores become 0 */
-    void (*soften_masked)(float *s, long n, long vectors, float *m, float *l, float *alpha);
+    void (*soften_masked)(float *s, i64 n, i64 vectors, float *m, float *l, float *alpha);
     /* o[e] <- o[e] alpha + sum over k of values[k][e] s[k] */
-    void (*accumulate)(const float *values, long stride, long n, long width, const float *s, long vectors,
+    void (*accumulate)(const float *values, i64 stride, i64 n, i64 width, const float *s, i64 vectors,
                        const float *alpha, float *o);
     /* out[index[i] or i] = o / l * weight + base (base may be NULL); a lane with l = 0 gives base alone */
-    void (*store)(const float *o, const float *l, long n, long width, float weight, const float *base, float *out,
-                  long stride, const int64_t *index);
+    void (*store)(const float *o, const float *l, i64 n, i64 width, float weight, const float *base, float *out,
+                  i64 stride, const int64_t *index);
     /* mask scores of keys after their query: (positions[k] or first_key + k) > origin + lane_positions[i] */
-    void (*mask_future)(float *s, long n, long vectors, const int64_t *positions, int64_t first_key,
+    void (*mask_future)(float *s, i64 n, i64 vectors, const int64_t *positions, int64_t first_key,
                         const int32_t *lane_positions, int64_t origin);
     /* s += bias * log2(e), -inf masks; bias of query i and key k at i * query_stride + column(k) * key_stride */
-    void (*add_bias)(float *s, long n, long n_queries, long vectors, const int64_t *positions, int64_t first_key,
-                     const float *bias, long query_stride, long key_stride);
+    void (*add_bias)(float *s, i64 n, i64 n_queries, i64 vectors, const int64_t *positions, int64_t first_key,
+                     const float *bias, i64 query_stride, i64 key_stride);
     /* mask scores where allowed is 0 */
-    void (*allow)(float *s, long n, long n_queries, const int64_t *positions, int64_t first_key,
-                  const uint8_t *allowed, long query_stride, long key_stride);
+    void (*allow)(float *s, i64 n, i64 n_queries, const int64_t *positions, int64_t first_key,
+                  const uint8_t *allowed, i64 query_stride, i64 key_stride);
     /* append the scores that beat their lane's threshold; row of key k: index[k] or first_row + k */
-    void (*pick)(const float *s, const float *group_peaks, long n, long vectors, const int64_t *index,
+    void (*pick)(const float *s, const float *group_peaks, i64 n, i64 vectors, const int64_t *index,
                  int64_t first_row, tile_best *best);
     /* cut a lane's list down to its topk best, ties to the first */
-    void (*cut)(tile_best *best, long lane);
+    void (*cut)(tile_best *best, i64 lane);
     /* codes: bit b of lane i is s[b] > thresholds[b]; unsure[i]: some difference is so small beside the row's length
      * that rounding may have turned its sign, (s[b] - thresholds[b])^2 <= per_square |row|^2 + least */
-    void (*sign)(const float *s, long n_bits, const float *panel, long depth, long vectors, const float *thresholds,
+    void (*sign)(const float *s, i64 n_bits, const float *panel, i64 depth, i64 vectors, const float *thresholds,
                  float per_square, float least, uint64_t *codes, uint32_t *unsure);
     /* running argmax over keys of s[k] - offsets[k], ties to the first; label counts from first */
-    void (*nearest)(const float *s, long n, long vectors, const float *offsets, int32_t first, float *best,
+    void (*nearest)(const float *s, i64 n, i64 vectors, const float *offsets, int32_t first, float *best,
                     int32_t *labels);
     /* a dense layer's way out: out[k][c] = activation(s[k][c] + bias[c]) + residual[k][c] for c < width; bias and
      * residual may be NULL, and residual may be out */
-    void (*finish)(const float *s, long n, long width, const float *bias, int activation, const float *residual,
-                   long residual_stride, float *out, long stride);
+    void (*finish)(const float *s, i64 n, i64 width, const float *bias, int activation, const float *residual,
+                   i64 residual_stride, float *out, i64 stride);
     /* what co-clustered attention needs (tails.h): keys parted into taken ones and the tail, which is summed as in
      * soften; the tail's mean row; the weights of its slopes */
-    void (*part)(float *s, long n, const float *group_peaks, const float *key_scores, long vectors,
+    void (*part)(float *s, i64 n, const float *group_peaks, const float *key_scores, i64 vectors,
                  const float *limits, int32_t first, tile_lists *lists, float *m, float *mass, float *alpha);
-    void (*tail)(float *o, const float *panel, long depth, long vectors, const float *mass, const float *top);
-    void (*tilt)(float *u, long rank, const float *center, const float *spreads, long vectors, const float *tail_m,
+    void (*tail)(float *o, const float *panel, i64 depth, i64 vectors, const float *mass, const float *top);
+    void (*tilt)(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, const float *tail_m,
                  const float *tail_mass, const float *m);
     /* what centroid attention needs (centroids.h): each row of scores, over n_lanes lanes of panels panel_stride
      * floats apart, becomes 2^(s - its largest), idle lanes 0; totals[k] = the sum of row k */
-    void (*share)(float *s, long panel_stride, long n, long n_lanes, float *totals);
+    void (*share)(float *s, i64 panel_stride, i64 n, i64 n_lanes, float *totals);
     /* square distances (points.h) of n points, lanes of panels, to a center: appended, negative, to list `lane` where
      * they beat its threshold; row of point k: index[k] or first_row + k; room in s for all lanes */
-    void (*nearby)(const float *panels, long n, long depth, const float *center, const int64_t *index,
-                   int64_t first_row, float *s, tile_best *best, long lane);
+    void (*nearby)(const float *panels, i64 n, i64 depth, const float *center, const int64_t *index,
+                   int64_t first_row, float *s, tile_best *best, i64 lane);
     /* nearest <- min(nearest, square distance to the center), of whole panels; the first place of the largest */
-    long (*farthest)(const float *panels, long n_panels, long depth, const float *center, float *nearest);
+    i64 (*farthest)(const float *panels, i64 n_panels, i64 depth, const float *center, float *nearest);
     /* what CAST needs (cast.h): s <- the Laplace attention function of s; total[k] += s[k] * factor */
-    void (*laplace)(float *s, long n, long vectors);
-    void (*add_shares)(const float *s, long n, long vectors, const float *factor, float *total);
+    void (*laplace)(float *s, i64 n, i64 vectors);
+    void (*add_shares)(const float *s, i64 n, i64 vectors, const float *factor, float *total);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
-    float (*fma_loop)(long rounds);
+    float (*fma_loop)(i64 rounds);
 } tile_isa;
 
 /* Rows at scattered places come late unless asked for early. */
-static inline void tile_prefetch(const float *row, long width) {
-    for (long d = 0; d < width; d += 16) __builtin_prefetch(row + d);
+static inline void tile_prefetch(const float *row, i64 width) {
+    for (i64 d = 0; d < width; d += 16) __builtin_prefetch(row + d);
 }
 
 /* Term k of a sum whose words lie `stride` apart. */
-static inline float tile_term(const float *words, long stride, long pair, long k) {
+static inline float tile_term(const float *words, i64 stride, i64 pair, i64 k) {
     if (pair == 1) return words[k * stride];
     uint32_t word;
     memcpy(&word, words + k / 2 * stride, 4);
@@ -128,11 +131,11 @@ static inline float tile_term(const float *words, long stride, long pair, long k
 }
 
 /* Whether no term of n packed rows is NaN or infinite. */
-static inline int tile_all_finite(const float *words, long stride, long pair, long n, long width) {
+static inline int tile_all_finite(const float *words, i64 stride, i64 pair, i64 n, i64 width) {
     const uint32_t upper = 0x7f800000, lower = pair == 2 ? 0x7f80 : UINT32_MAX;
     uint32_t bad = 0;
-    for (long k = 0; k < (n + pair - 1) / pair; k++)
-        for (long e = 0; e < width; e++) {
+    for (i64 k = 0; k < (n + pair - 1) / pair; k++)
+        for (i64 e = 0; e < width; e++) {
             uint32_t word;
             memcpy(&word, words + k * stride + e, 4);
             bad |= ((word & upper) == upper) | ((word & lower) == lower);
