@@ -66,10 +66,10 @@ def imports_of(path, source, for_types=True):
     Without ``for_types`` those under ``if TYPE_CHECKING:`` are left out: they never run.
     """
     package = ["pyclattn", *path.split("/")[:-1]]
-    if not path.endswith(".py"):  # Cython: one statement a line
+    if not path.endswith(".py"):  # Cython: a statement a line, or names in parentheses
         names = []
-        for match in re.finditer(r"^\s*(?:from\s+(\S+)\s+)?c?import\s+(.+)$", source, re.MULTILINE):
-            parts = [part.split(" as ")[0].strip(" ()\\") for part in match[2].split("#")[0].split(",")]
+        for match in re.finditer(r"^\s*(?:from\s+(\S+)\s+)?c?import\s+(\([^)]*\)|.+)$", source, re.MULTILINE):
+            parts = [part.split(" as ")[0].strip(" ()\\\n") for part in match[2].split("#")[0].split(",")]
             names += [f"{match[1]}.{part}" if match[1] else part for part in parts if part]
         return names
     names, tree, unread = [], ast.parse(source), set()
@@ -204,7 +204,7 @@ FILES = modules(ROOT)
 def test_the_walk_sees_the_house():
     assert {"_config.py", "_threads.py", "_dispatch.py", "kernels/_jit.py"} <= set(FILES)
     assert "pyclattn._dispatch.launch" in imports_of("functional/exact.py", FILES["functional/exact.py"])
-    if ROOT == Path(__file__).parents[1] / "pyclattn":  # what is installed has the extensions without their sources
+    if Path(__file__).parents[1] / "pyclattn" == ROOT:  # what is installed has the extensions without their sources
         names = imports_of("_ext/attention.pyx", FILES["_ext/attention.pyx"])
         assert any(name.startswith("pyclattn._ext.isa") for name in names)
 

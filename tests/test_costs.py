@@ -152,6 +152,14 @@ def test_no_rates_without_compiled_kernels(measuring):
     assert not measuring
 
 
+def test_rates_without_numba_are_their_own(measuring):
+    costs.rates(3)
+    with _dispatch.forced("cython"):  # as where Numba is not installed: its kernels come from NumPy
+        assert costs.rates(3) == RATES
+    assert len(measuring) == 6
+    assert len(list(costs._file(3).parent.glob("rates-*.json"))) == 2
+
+
 def test_rates_are_fitted_to_the_times(monkeypatch):
     times = [(n, h, d, {}, predict_exact(n, h, d)) for n, h, d, _ in costs.RUNS["exact"]]
     monkeypatch.setattr(costs, "_timed", lambda method, n_threads: iter(times))

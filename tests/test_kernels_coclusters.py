@@ -135,7 +135,9 @@ def test_score_keys(name, fast, size):
         return (radii, spans, tasks, key_scores), key_scores
 
     want, got = both(name, fast, make)
-    assert np.isnan(got[1, 220:]).all() and not np.isnan(got[:, :220]).any() and not np.isnan(got[0]).any()
+    assert np.isnan(got[1, 220:]).all()
+    assert not np.isnan(got[:, :220]).any()
+    assert not np.isnan(got[0]).any()
     assert np.abs(got - want)[~np.isnan(want)].max() < 1e-5 * np.abs(want[~np.isnan(want)]).max()
 
 

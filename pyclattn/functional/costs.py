@@ -172,13 +172,13 @@ _lock = threading.Lock()
 def rates(n_threads: int) -> Rates | None:
     """Seconds of a call and of each kind of work, by method: remembered, read from the cache directory, or measured.
 
-    None where kernels do not come from their fast rooms: nothing is worth a prediction there.
+    None where attention does not come from its fast room: nothing is worth a prediction there.
     """
     key = _key(n_threads)
     if key not in _known:
         with _lock:
             if key not in _known:
-                _known[key] = None if "reference" in key else _stored(n_threads) or _measured(n_threads)
+                _known[key] = None if key[1] == "reference" else _stored(n_threads) or _measured(n_threads)
     return _known[key]
 
 
@@ -189,16 +189,17 @@ def measure_again(n_threads: int) -> Rates | None:
     """
     key = _key(n_threads)
     with _lock:
-        _known[key] = None if "reference" in key else _measured(n_threads)
+        _known[key] = None if key[1] == "reference" else _measured(n_threads)
     return _known[key]
 
 
 def _key(n_threads: int) -> tuple:
+    """Threads, and where the kernels of exact and of published clustered attention come from: Numba may be missing."""
     return n_threads, _dispatch.room_of("attention.attend"), _dispatch.room_of("attention.merge_partials")
 
 
 def _file(n_threads: int) -> Path:
-    text = f"{_version()} {_machine()} {_dispatch.panel_lanes()} {n_threads} {RUNS}"
+    text = f"{_version()} {_machine()} {_dispatch.panel_lanes()} {_key(n_threads)} {RUNS}"
     return _config.cache_dir() / f"rates-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
