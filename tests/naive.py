@@ -431,7 +431,7 @@ def coclustered(
         bias = np.zeros(key.shape[2]) if key_bias is None else np.asarray(key_bias[b], np.float64)
         valid = [j for j in range(len(bias)) if bias[j] > -math.inf and (key_padding is None or not key_padding[b, j])]
         there = np.array([i for i in range(n_queries) if query_padding is None or not query_padding[b, i]])
-        n_own = round(1.5 * math.sqrt(len(there))) if n_query_clusters is None else n_query_clusters
+        n_own = 48 * math.ceil(math.sqrt(len(there)) / 32) if n_query_clusters is None else n_query_clusters
         n_others = max(16, round(0.75 * math.sqrt(len(valid)))) if n_key_clusters is None else n_key_clusters
         for member in range(group):
             numbers = range(member, n_heads, group)

@@ -38,7 +38,7 @@ SHAPES = {
     "nearly half exact": ({"n": 100, "dim": 16}, {"n_exact": 49}),
     "one cluster each": ({"heads": 3, "n": 90, "dim": 16}, {"n_exact": 9, "n_query_clusters": 1, "n_key_clusters": 1}),
     "many clusters": ({"n": 260, "dim": 16}, {"n_exact": 9, "n_query_clusters": 130, "n_key_clusters": 140}),
-    "D1": ({"n": 100, "dim": 1, "width": 16, "seed": 8}, {"n_exact": 9}),
+    "D1": ({"n": 100, "dim": 1, "width": 16, "seed": 8}, {"n_exact": 9, "n_query_clusters": 15}),
     "D80 E70": ({"n": 120, "dim": 80, "width": 70}, {"n_exact": 9, "rank": 24}),
     "E1": ({"n": 100, "dim": 16, "width": 1}, {"n_exact": 9}),
     "rank 3": ({"n": 120, "dim": 16, "width": 5}, {"n_exact": 9, "rank": 3}),

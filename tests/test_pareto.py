@@ -69,7 +69,7 @@ def test_a_small_case_is_measured(monkeypatch):
     assert errors[("improved, lsh", "lsh", 20, 2100)] < 1e-5
     assert errors[("SMYRF", 2100, 1)] < 1e-5
     assert errors[("block-sparse", 64, "mean")] < 1e-5
-    assert 1e-5 < errors[("co-clustered", 46, 23, 128)] < errors[("co-clustered", 46, 23, 32)] < 0.3
+    assert 1e-5 < errors[("co-clustered", 48, 23, 128)] < errors[("co-clustered", 48, 23, 32)] < 0.3
     assert len(measurement.exact["1 head"]) == 2
     assert {len(own) for own in measurement.seconds.values()} == {1, 2}
     assert result["shape"] == [1, 1, 2100, 64]

@@ -20,8 +20,10 @@ LOG2E = math.log2(math.e)
 KERNELS = {"float32": "coclusters.attend", "bfloat16": "coclusters.attend_bfloat16"}
 # Shorter sequences are as fast exactly.
 SHORTEST = 1024
-# Query clusters of one task: a panel of the widest instruction set; fewer where there would be few tasks.
-CHUNKS, ENOUGH_TASKS = (48, 32, 16), 12
+# Query clusters in a panel of the widest instruction set: a part of one costs as much as the whole.
+PANEL = 48
+# Query clusters of one task: a panel; fewer where there would be few tasks.
+CHUNKS, ENOUGH_TASKS = (PANEL, 32, 16), 12
 # Centroids of one task while a sample of keys is scored.
 PANELS = 192
 # Keys that the threshold is found from, with every query cluster: of 512 x 110 pairs one in 40 are found to 3 %.
@@ -69,8 +71,8 @@ def coclustered_attention(
         H must be a multiple of H'.
     value : array (B, H', S, E)
     n_query_clusters, n_key_clusters : int, optional
-        Clusters of each sequence and head: by default 1.5 sqrt(L) and half of that, at least 16. Attention that is very
-        sharp (keypoint matching) wants more query clusters, about 4 sqrt(L).
+        Clusters of each sequence and head: by default 1.5 sqrt(L) in whole panels of 48, and 0.75 sqrt(S), at least 16.
+        Attention that is very sharp (keypoint matching) wants more query clusters, about 4 sqrt(L).
     n_exact : int
         Keys that a query attends to exactly, in the mean over the queries of a head (clusters whose error would be
         large take more). 64 to 256 gave 5 to 1.5 % error on images; with as many as half of the keys, or on sequences
@@ -250,9 +252,8 @@ def working_bytes(
     grouped = n_sequences * (8 * (length + n_keys) + n_heads * 12 * (length + n_keys))
     sorted_rows = 4 * n_sequences * n_heads * (n_keys * (row + 5) + others * (row + n_axes * (width + 1)))
     clusters = 4 * n_sequences * n_heads * own * (2 * depth + SAMPLED_KEYS + 6)
-    lanes = 48  # of the widest instruction set
     listed = min(n_keys, 4 * n_exact + 1024)  # of a lane's list of keys, as far as a usual cluster's pages go
-    thread = 4 * lanes * (others * (row + 2) + listed + 2 * n_axes * width + 5 * row + 400)
+    thread = 4 * PANEL * (others * (row + 2) + listed + 2 * n_axes * width + 5 * row + 400)
     return grouped + sorted_rows + clusters + n_threads * thread
 
 
@@ -264,7 +265,9 @@ def _row_bytes(depth: int, width: int) -> int:
 def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int | None]) -> tuple[Int64, Int64]:
     """Query and key clusters of each sequence."""
     n_queries, n_keys = counts
-    own = np.round(1.5 * np.sqrt(lengths)).astype(np.int64) if n_queries is None else np.full(len(lengths), n_queries)
+    own = PANEL * np.ceil(1.5 / PANEL * np.sqrt(lengths)).astype(np.int64)
+    if n_queries is not None:
+        own = np.full(len(lengths), n_queries)
     others = np.maximum(16, np.round(0.75 * np.sqrt(key_lengths)).astype(np.int64))
     if n_keys is not None:
         others = np.full(len(lengths), n_keys)

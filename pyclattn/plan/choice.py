@@ -37,6 +37,8 @@ PARAMETERS = {
     "coclustered": {"n_query_clusters", "cluster_factor", "n_key_clusters", "n_exact", "rank", *CHECKING},
 }
 PARAMETERS["auto"] = PARAMETERS["coclustered"]
+# Query clusters of co-clustered attention go in whole panels of its widest tile: a part costs as much.
+PANEL = 48
 # The number of query clusters that cluster_factor x sqrt(queries) stands for.
 _CLUSTERS = {
     "clustered": "n_clusters",
@@ -65,7 +67,7 @@ class Choice:
     method : str
     parameters : mapping
         Arguments of the method. ``cluster_factor`` stands for that times the root of the number of queries, as the
-        number of (query) clusters.
+        number of (query) clusters; of co-clustered attention the next multiple of 48.
     heads : tuple of int, optional
         The heads that run so, ascending; None: all.
     """
@@ -79,7 +81,10 @@ class Choice:
         given = dict(self.parameters)
         factor = given.pop("cluster_factor", None)
         if factor is not None:
-            given[_CLUSTERS[self.method]] = max(1, round(factor * math.sqrt(n_queries)))
+            n_clusters = max(1, round(factor * math.sqrt(n_queries)))
+            if _CLUSTERS[self.method] == "n_query_clusters":
+                n_clusters = PANEL * -(-n_clusters // PANEL)
+            given[_CLUSTERS[self.method]] = n_clusters
         return given
 
     def __str__(self) -> str:

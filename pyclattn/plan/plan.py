@@ -71,7 +71,7 @@ class Plan:
         --------
         >>> plan = Plan.of({"method": "coclustered", "cluster_factor": 2.5})
         >>> plan.parts("any", 6, 6, 4096, 4096)
-        [(slice(0, 6, 1), 'coclustered', {'n_query_clusters': 160})]
+        [(slice(0, 6, 1), 'coclustered', {'n_query_clusters': 192})]
         """
         known = self.calibrated.get(name)
         if known is not None and known.n_heads != n_heads:

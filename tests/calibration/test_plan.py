@@ -95,6 +95,11 @@ def test_cluster_factor():
         Plan.of({"method": "improved-clustered", "cluster_factor": 2, "n_clusters": 9})
 
 
+def test_cluster_factor_of_coclustered_attention_fills_panels():
+    (found,) = Plan.of({"method": "coclustered", "cluster_factor": 1.5}).parts("a", 2, 2, 5330, 5330)
+    assert found[2]["n_query_clusters"] == 144  # 1.5 roots are 110
+
+
 def test_the_nearest_length_class_is_taken():
     classes = [LengthClass(n, 2 * n, (Choice("coclustered", {"n_exact": n}),)) for n in (1000, 4000)]
     plan = Plan(calibrated={"a": Calibrated(1, tuple(classes))})
@@ -135,7 +140,7 @@ def test_each_group_of_heads_runs_its_choice():
     heads = np.ascontiguousarray(feeds["x"].reshape(1, length, models.HEADS, -1).transpose(0, 2, 1, 3))
     exact = pyclattn.scaled_dot_product_attention(heads, heads, heads, n_threads=2)
     own = heads[:, 1:2]
-    near = pyclattn.coclustered_attention(own, own, own, n_exact=64, n_query_clusters=round(2.5 * length**0.5))
+    near = pyclattn.coclustered_attention(own, own, own, n_exact=64, n_query_clusters=96)
     expected = exact.copy()
     expected[:, 1:2] = near
     assert np.abs(near - exact[:, 1:2]).max() > 1e-5  # it is not exact
