@@ -22,6 +22,9 @@ ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
 # Below this many multiply-adds (about 0.2 ms) waking another thread costs more than it saves: about 50 us, and as much
 # again where its CPU had gone to sleep. With few rows a product waits for its weight, as long as for two rows more.
 SMALL, WAITING_ROWS = 12_000_000, 2
+# What an activation adds to the depth: a number of GELU takes as long as 80 multiply-adds, one that is only written 8.
+ACTIVATION_DEPTH = {"": 8, "relu": 8, "gelu": 80}
+OTHER_ACTIVATION_DEPTH = 40
 TASKS_PER_THREAD = 4
 LEAST_ROWS = 64
 
@@ -105,7 +108,7 @@ def checked(
     threads = _threads.resolve(n_threads)
     if result.size == 0:
         threads = 0
-    elif (full[0] + WAITING_ROWS) * depth * width < SMALL:
+    elif (full[0] + WAITING_ROWS) * (depth + ACTIVATION_DEPTH.get(activation, OTHER_ACTIVATION_DEPTH)) * width < SMALL:
         threads = 1
     return Product(rows, shift, activation, added, result, threads)
 
