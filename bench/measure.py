@@ -116,20 +116,23 @@ def interleave(functions: dict[str, Callable[[], object]], rounds: int, budget: 
     )
 
 
-def fma_peak(isa: str, n_threads: int, seconds: float = 0.15) -> float:
-    """FLOP/s of a loop of fused multiply-adds in registers, ``n_threads`` at once."""
+def fma_peak(isa: str, n_threads: int, seconds: float = 0.15, tries: int = 3) -> float:
+    """FLOP/s of a loop of fused multiply-adds in registers, ``n_threads`` at once; the best try, as new threads may
+    share a CPU at first."""
     from pyclattn._ext.isa import fma_peak as loop
 
-    rates = [0.0] * n_threads
-    start = threading.Barrier(n_threads)
+    best = 0.0
+    for _ in range(tries):
+        rates, start = [0.0] * n_threads, threading.Barrier(n_threads)
 
-    def work(number: int) -> None:
-        start.wait()
-        rates[number] = loop(isa, seconds)
+        def work(number: int, rates: list[float] = rates, start: threading.Barrier = start) -> None:
+            start.wait()
+            rates[number] = loop(isa, seconds)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(n_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(rates)
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(n_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = max(best, sum(rates))
+    return best
