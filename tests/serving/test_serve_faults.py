@@ -391,7 +391,7 @@ def test_a_queue_is_first_come_first_served_whatever_comes_after(file):
 
 
 def test_buffers_go_back_to_the_system():
-    """Thirty times 8 MB made in eight threads and freed: little of it stays."""
+    """Thirty times 8 MB made in eight threads and freed: little of it stays (1 to 18 MB; 45 to 56 without `steady`)."""
     program = """
 import platform, threading
 import numpy as np
@@ -412,4 +412,4 @@ threads = [threading.Thread(target=work) for _ in range(8)]
 print(resident() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert int(done.stdout) < 16 << 20
+    assert int(done.stdout) < 32 << 20
