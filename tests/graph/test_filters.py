@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from build import program_of
 from compare import relative_error
 
-from build import program_of
 from pyclattn import _dispatch
 from pyclattn.functional.precision import missing_bfloat16
 from pyclattn.graph.executor import Executor
