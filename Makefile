@@ -6,7 +6,7 @@ SECONDS ?= 60
 SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h) \
 	$(wildcard pyclattn/_ext/lanes_*.c pyclattn/_ext/int8_*.c pyclattn/_ext/rows_*.c)
 
-.PHONY: demo test lint fuzz bench parity ray readme clean
+.PHONY: demo test lint docs wheel fuzz bench report parity ray readme clean
 
 $(VENV)/built: setup.py pyproject.toml $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
