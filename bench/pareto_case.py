@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ from bench.rivals import block_sparse_attention, smyrf_attention
 from bench.tasks.fetch import ASTRONAUT, HUMAN_GENES, LIGHTERGLUE, SALIENCY, TIS_TRANSFORMER, WIDE_BASELINE, XFEAT
 from pyclattn import _config
 from pyclattn.arrays import Float32
-from pyclattn.functional.coclustered import PANEL
+from pyclattn.functional.coclustered import query_clusters
 
 Layer = tuple[Float32, Float32, Float32]
 Settings = dict[str, Any]
@@ -141,7 +140,7 @@ def ladder(contest: Contest) -> Iterator[tuple[str, str, Settings]]:
     factors, numbers, (least, most) = FOR_GROUPS if contest.is_synthetic else ours
     for factor, key_factor in factors:
         clusters = {
-            "n_query_clusters": PANEL * math.ceil(factor * n_tokens**0.5 / PANEL),
+            "n_query_clusters": query_clusters(n_tokens, factor),
             "n_key_clusters": max(16, round(key_factor * n_tokens**0.5)),
         }
         for n_exact in numbers:

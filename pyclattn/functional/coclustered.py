@@ -262,10 +262,15 @@ def _row_bytes(depth: int, width: int) -> int:
     return 4 * (depth + 1 + width + 6)
 
 
+def query_clusters(length: int, factor: float = 1.5) -> int:
+    """Whole panels that hold ``factor`` times the root of the number of queries."""
+    return PANEL * math.ceil(factor * math.sqrt(length) / PANEL)
+
+
 def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int | None]) -> tuple[Int64, Int64]:
     """Query and key clusters of each sequence."""
     n_queries, n_keys = counts
-    own = PANEL * np.ceil(1.5 / PANEL * np.sqrt(lengths)).astype(np.int64)
+    own = np.array([query_clusters(n) for n in lengths.tolist()], np.int64)
     if n_queries is not None:
         own = np.full(len(lengths), n_queries)
     others = np.maximum(16, np.round(0.75 * np.sqrt(key_lengths)).astype(np.int64))

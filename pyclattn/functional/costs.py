@@ -27,7 +27,7 @@ from pyclattn import _config, _dispatch
 from pyclattn.arrays import Float64
 from pyclattn.errors import ArgumentError
 from pyclattn.functional.clustered import improved_clustered_attention
-from pyclattn.functional.coclustered import PANEL, SAMPLED_KEYS, SHORTEST, coclustered_attention
+from pyclattn.functional.coclustered import SAMPLED_KEYS, SHORTEST, coclustered_attention, query_clusters
 from pyclattn.functional.exact import SMALL, scaled_dot_product_attention
 
 METHODS: dict[str, Callable[..., object]] = {
@@ -149,7 +149,7 @@ def _coclustered_counts(
 ) -> tuple[float, ...]:  # fmt: skip
     """Work that is a head's own and cannot be shared, rows that are moved, k-means, centroids with all keys, members
     with the tail and what is exact."""
-    own = min(n, n_query_clusters or PANEL * math.ceil(1.5 / PANEL * math.sqrt(n)))
+    own = min(n, n_query_clusters or query_clusters(n))
     others = min(m, n_key_clusters or max(16, round(0.75 * math.sqrt(m))))
     turns = -(-n_heads // n_threads)  # heads one after another
     return (
