@@ -247,7 +247,7 @@ def _warmup(arguments: argparse.Namespace) -> None:
     attention = None if arguments.attention is None else parse_attention(arguments.attention)
     for file in arguments.files:
         warm(load(file, attention, n_threads=arguments.n_threads))
-    kernels, rates = (len(list(folder.glob(pattern))) for pattern in ("kernels/*.nbi", "rates-*.json"))
+    kernels, rates = (len(list(folder.glob(pattern))) for pattern in ("kernels/*/*.nbi", "rates-*.json"))
     print(f"{folder}: {kernels} compiled kernels, rates of {rates} settings")
     if not kernels:
         print("pyclattn: without Numba, clustered attention takes the time of NumPy", file=sys.stderr)

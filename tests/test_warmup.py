@@ -54,14 +54,10 @@ def run(program, **environment):
 def compiled(tmp_path_factory):
     """A cache directory with every kernel in it: what this process itself has compiled or found."""
     folder = tmp_path_factory.mktemp("cache")
-    (folder / "kernels").mkdir()
     for name in KERNELS:
         assert _dispatch.room_of(name) == "numba"
-        module, function = name.split(".")
-        kernel = getattr(importlib.import_module(f"pyclattn.kernels.{module}"), function)
-        line = kernel.py_func.__code__.co_firstlineno  # in the names; other versions may have left files, too
-        for path in (_config.cache_dir() / "kernels").glob(f"{name}-{line}.*"):
-            shutil.copy(path, folder / "kernels")
+    own = importlib.import_module("pyclattn.kernels._cache").folder()
+    shutil.copytree(own, folder / own.relative_to(_config.cache_dir()))
     return folder
 
 
@@ -97,9 +93,17 @@ def test_a_torn_file_is_compiled_anew(tmp_path):
     program = "k = jit('int64(int64)')(lambda x: x + 1); print(k(41), sum(k.stats.cache_hits.values()))"
     program = f"from pyclattn.kernels._jit import jit\n{program}"
     assert run(program, PYCLATTN_CACHE=str(tmp_path)).stdout == "42 0\n"
-    for torn in tmp_path.glob("kernels/*"):
+    for torn in tmp_path.glob("kernels/*/*"):
         torn.write_bytes(torn.read_bytes()[:-50])
     assert [run(program, PYCLATTN_CACHE=str(tmp_path)).stdout for _ in range(2)] == ["42 0\n", "42 1\n"]
+
+
+def test_versions_that_share_a_cache_leave_each_others_kernels(tmp_path):
+    program = "k = jit('int64(int64)')(lambda x: x + 1); print(sum(k.stats.cache_hits.values()))"
+    own = f"from pyclattn.kernels._jit import jit\n{program}"
+    other = f"from pyclattn.kernels import _cache\n_cache._stamp = lambda: 'other'\n{own}"
+    found = [run(code, PYCLATTN_CACHE=str(tmp_path)).stdout for code in (own, other, own, other)]
+    assert found == ["0\n", "0\n", "1\n", "1\n"]
 
 
 def test_warmup_keeps_kernels_and_rates_and_runs_models(compiled, tmp_path, monkeypatch, capsys):

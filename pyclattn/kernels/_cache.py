@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba.core import caching
 
 from pyclattn import _config
@@ -19,8 +21,20 @@ from pyclattn import _config
 _ROOM = Path(__file__).parent
 
 
+def folder() -> Path:
+    """Of what these sources and this Numba compile: another version's lies beside it, and is left alone."""
+    return _config.cache_dir() / "kernels" / _stamp()
+
+
+@cache
+def _stamp() -> str:
+    """Of all sources of this room: kernels take pieces from each other."""
+    sources = [path.read_bytes() for path in sorted(_ROOM.glob("*.py"))]
+    return hashlib.sha256(b"\0".join([numba.__version__.encode(), *sources])).hexdigest()[:16]
+
+
 class _Locator(caching._CacheLocator):
-    """One folder for all kernels; what was compiled from other sources is not taken."""
+    """`folder` for all kernels."""
 
     def __init__(self, function: Callable):
         self._line = function.__code__.co_firstlineno
@@ -30,12 +44,10 @@ class _Locator(caching._CacheLocator):
         return cls(function)
 
     def get_cache_path(self) -> str:
-        return str(_config.cache_dir() / "kernels")
+        return str(folder())
 
     def get_source_stamp(self) -> str:
-        """Of all sources of this room: kernels take pieces from each other."""
-        sources = [path.read_bytes() for path in sorted(_ROOM.glob("*.py"))]
-        return hashlib.sha256(b"\0".join(sources)).hexdigest()
+        return _stamp()
 
     def get_disambiguator(self) -> str:
         return str(self._line)
