@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,6 +55,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def moment() -> str:
+    """Now, and the version: what a row is marked with."""
+    return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} {_commit()}"
 
 
 def describe(n_threads: int) -> dict:

@@ -7,18 +7,16 @@ PyTorch, each round taking all in turn; memory in a process of its own each. The
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import encoders, machine, method_parts
+from bench import encoders, method_parts
 from bench.encoders import EXACT, MATRIX, METHODS, TORCH
 from bench.fresh import ROOT, ask
 from bench.measure import interleave
-from bench.others import Others
-from bench.report import Printer
+from bench.parts import gathered
 from bench.rows import Row, tally, tokens
 from bench.speed import Settings
 
@@ -33,39 +31,32 @@ RESULT, PICTURE = ROOT / "bench" / "results" / "methods.json", ROOT / "docs" / "
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def speed(settings: Settings) -> Iterator[Row]:
-    """Every encoder at every length, in the same rounds."""
-    for length in _lengths(settings):
-        x = encoders.tokens(length)
-        runs = {name: partial(encoders.subject(name, length, settings.n_threads), x) for name in ENCODERS}
-        timings = interleave(runs, settings.rounds, BUDGET)
-        for name in (EXACT, *METHODS):
-            of_torch, of_ours = timings.ratio(TORCH, name), timings.ratio(EXACT, name)
-            detail = {"seconds": timings.median(name), "exact": of_ours.median, "torch": of_torch.median}
-            note = f"{1e3 * timings.median(name):.0f} ms, {of_torch.low:.2f} to {of_torch.high:.2f}"
-            note += f"; {of_ours.median:.2f}x of our exact" if name != EXACT else ""
-            note += "" if timings.is_quiet else ", noisy"
-            yield Row("speed", f"{name} encoder", tokens(length), of_torch.median, note=note, detail=detail)
+def speed(settings: Settings, length: int) -> Iterator[Row]:
+    """Every encoder at one length, in the same rounds."""
+    x = encoders.tokens(length)
+    runs = {name: partial(encoders.subject(name, length, settings.n_threads), x) for name in ENCODERS}
+    timings = interleave(runs, settings.rounds, BUDGET)
+    for name in (EXACT, *METHODS):
+        of_torch, of_ours = timings.ratio(TORCH, name), timings.ratio(EXACT, name)
+        detail = {"seconds": timings.median(name), "exact": of_ours.median, "torch": of_torch.median}
+        note = f"{1e3 * timings.median(name):.0f} ms, {of_torch.low:.2f} to {of_torch.high:.2f}"
+        note += f"; {of_ours.median:.2f}x of our exact" if name != EXACT else ""
+        note += "" if timings.is_quiet else ", noisy"
+        yield Row("speed", f"{name} encoder", tokens(length), of_torch.median, note=note, detail=detail)
 
 
-def memory(settings: Settings) -> Iterator[Row]:
+def memory(settings: Settings, length: int) -> Iterator[Row]:
     """Peak memory of every encoder beyond input, output and weights."""
-    for length in _lengths(settings):
-        names = (*ENCODERS, MATRIX) if length <= LONGEST_MATRIX else ENCODERS
-        found = {name: ask("encoder", name, length, settings.n_threads)["bytes"] for name in names}
-        for name, peak in found.items():
-            shares = {} if None in found.values() else {n: peak / max(1, found[n]) for n in (EXACT, TORCH)}
-            note = ", ".join(f"{100 * share:.0f} % of {name}" for name, share in shares.items())
-            yield Row("memory", f"{name} encoder", tokens(length), peak, "MB", "<=", note=note, detail={"of": shares})
+    names = (*ENCODERS, MATRIX) if length <= LONGEST_MATRIX else ENCODERS
+    found = {name: ask("encoder", name, length, settings.n_threads)["bytes"] for name in names}
+    for name, peak in found.items():
+        shares = {} if None in found.values() else {n: peak / max(1, found[n]) for n in (EXACT, TORCH)}
+        note = ", ".join(f"{100 * share:.0f} % of {name}" for name, share in shares.items())
+        yield Row("memory", f"{name} encoder", tokens(length), peak, "MB", "<=", note=note, detail={"of": shares})
 
 
-def _lengths(settings: Settings) -> list[int]:
-    return [length // settings.divisor for length in LENGTHS if not settings.at or length in settings.at]
-
-
+ENCODER_GROUPS = {"speed": speed, "memory": memory}  # at every length
 GROUPS: dict[str, Callable[[Settings], Iterator[Row]]] = {
-    "speed": speed,
-    "memory": memory,
     "layer": method_parts.cast_layer,
     "layer_memory": method_parts.cast_memory,
     "selection": method_parts.selection,
@@ -102,10 +93,11 @@ def _figure(row: Row, key: str) -> str:
 
 
 def _arguments(given: list[str]) -> argparse.Namespace:
+    names = (*ENCODER_GROUPS, *GROUPS)
     parser = argparse.ArgumentParser(prog="python -m bench methods", description=__doc__)
-    parser.add_argument("--only", metavar="NAME", action="append", choices=GROUPS, help=", ".join(GROUPS))
-    parser.add_argument("--at", metavar="N", type=int, nargs="+", default=[], help="only these lengths of the encoders")
-    parser.add_argument("--quick", action="store_true", help="an eighth of every length, 3 rounds: bars not judged")
+    parser.add_argument("--only", metavar="NAME", action="append", choices=names, help=", ".join(names))
+    parser.add_argument("--at", metavar="N", type=int, nargs="+", default=LENGTHS, help="only encoders this long")
+    parser.add_argument("--quick", action="store_true", help="an eighth of every length: not judged, not kept")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of every library (%(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, default=RESULT, help="where the result is written")
@@ -113,48 +105,49 @@ def _arguments(given: list[str]) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def parts(settings: Settings) -> dict[str, Callable[[], Iterator[Row]]]:
+    """Encoders at each length, a part each, then the bars of single pieces."""
+    found: dict[str, Callable[[], Iterator[Row]]] = {}
+    for group, measure in ENCODER_GROUPS.items():
+        for length in LENGTHS:
+            found[f"{group} {length}"] = partial(measure, settings, length // settings.divisor)
+    return found | {group: partial(measure, settings) for group, measure in GROUPS.items()}
+
+
+def due(every: list[str], only: list[str] | None, at: tuple[int, ...]) -> list[str]:
+    """The parts of these groups and lengths.
+
+    Examples
+    --------
+    >>> due(["speed 1024", "speed 2048", "layer"], None, (1024,))
+    ['speed 1024', 'layer']
+    >>> due(["speed 1024", "speed 2048", "layer"], ["speed"], (1024, 2048))
+    ['speed 1024', 'speed 2048']
+    """
+    split = [(part, *part.split()) for part in every]
+    return [part for part, group, *length in split if (not only or group in only) and all(int(n) in at for n in length)]
+
+
+def _unjudged(measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    for row in measure():
+        row.holds_here = False
+        yield row
+
+
 def main(given: list[str]) -> int:
-    """Measure, print, write and draw; what was not asked for is taken from the result there is."""
+    """Measure, print, keep and draw; what was not asked for is taken from the result there is. 1 if a bar is missed."""
     options = _arguments(given)
-    divisor = 8 if options.quick else 1
-    settings = Settings(options.threads, min(options.rounds, 3 if options.quick else 99), divisor, tuple(options.at))
-    about, printer, errors = machine.describe(settings.n_threads), Printer(), 0
-    printer.head(about)
-    measured = options.only or list(GROUPS)
-    rows = _earlier(options.json) if options.only or options.at else {}
-    for group in measured:
-        printer.measuring(group)
-        others = Others()
-        try:
-            for row in GROUPS[group](settings):
-                row.holds_here = settings.is_full
-                rows[row.group, row.what, row.at] = row
-                printer.row(row)
-                printer.measuring(group)
-        except Exception as error:  # the other groups are still worth their time
-            printer.error(group, error)
-            errors += 1
-        printer.others(others.share())
-    found = sorted(rows.values(), key=_place)
-    print(f"{table(found)}\n\n{tally(found)}, {errors} errors")
-    if settings.is_full:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": about, "rows": [row.as_dict() for row in found]}
-        options.json.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    settings = Settings(options.threads, options.rounds)
+    if options.quick:
+        settings = Settings(options.threads, min(options.rounds, 3), divisor=8)
+    measures = parts(settings)
+    if options.quick:
+        measures = {part: partial(_unjudged, measure) for part, measure in measures.items()}
+    wanted = due(list(measures), options.only, tuple(options.at))
+    found = gathered(measures, None if options.quick else options.json, settings.n_threads, wanted)
+    print(f"{table(found)}\n\n{tally(found)}; {settings.n_threads} threads")
+    if not options.quick:
         from bench import methods_picture
 
         methods_picture.draw(options.picture, found)
-    return 1 if errors else 0
-
-
-def _earlier(path: Path) -> dict[tuple[str, str, str], Row]:
-    if not path.exists():
-        return {}
-    rows = [Row.from_dict(row) for row in json.loads(path.read_text())["rows"]]
-    return {(row.group, row.what, row.at): row for row in rows}
-
-
-def _place(row: Row) -> tuple[int, int]:
-    """Groups in their order, lengths from short to long."""
-    digits = "".join(c for c in row.at.split(" ")[0] if c.isdigit())
-    return list(GROUPS).index(row.group), int(digits or 0)
+    return int(any(row.verdict == "MISS" for row in found))

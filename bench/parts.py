@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,21 +50,36 @@ def measured(
     parts: Mapping[str, Callable[[], Iterator[Row]]], results: Path, n_threads: int, due: Sequence[str] | None = None
 ) -> int:
     """Measure the parts that are due (default: what is missing) and print all rows; 1 if a bar is missed."""
+    found = gathered(parts, results, n_threads, due)
+    print(f"\n{tally(found)}; {n_threads} threads")
+    return int(any(row.verdict == "MISS" for row in found))
+
+
+def gathered(
+    parts: Mapping[str, Callable[[], Iterator[Row]]],
+    results: Path | None,
+    n_threads: int,
+    due: Sequence[str] | None = None,
+) -> list[Row]:
+    """Rows of all parts, printed: those that are due (default: what is missing) measured, the others as they were kept.
+
+    Without ``results`` nothing is kept.
+    """
     kept: dict[str, list[Row]] = {}
-    if results.exists():
+    if results is not None and results.exists():
         for row in json.loads(results.read_text())["rows"]:
             kept.setdefault(row["part"], []).append(Row.from_dict(row))
     due = due or [part for part in parts if part not in kept]
     print(heading(), flush=True)
     for part, measure in parts.items():
         if part in due:
-            kept[part] = list(_shown(measure()))
-            _write(results, kept, n_threads)
+            marked = (replace(row, measured=machine.moment()) for row in measure())
+            kept[part] = list(_shown(marked))
+            if results is not None:
+                _write(results, {name: kept[name] for name in parts if name in kept}, n_threads)
         else:
             list(_shown(kept.get(part, ())))
-    found = [row for part in parts for row in kept.get(part, ())]
-    print(f"\n{tally(found)}; {n_threads} threads")
-    return int(any(row.verdict == "MISS" for row in found))
+    return [row for part in parts for row in kept.get(part, ())]
 
 
 def _shown(rows: Iterable[Row]) -> Iterator[Row]:

@@ -59,9 +59,11 @@ class Part:
     @property
     def about(self) -> str:
         """Where and with what it was measured."""
-        return (
-            ", ".join(f"{name} {self.machine[name]}" for name in VERSIONS if self.machine.get(name) is not None) + "."
-        )
+        known = [f"{name} {self.machine[name]}" for name in VERSIONS if self.machine.get(name) is not None]
+        marks = sorted({row.measured for row in self.rows if row.measured})
+        if marks:
+            known.append(f"rows measured {marks[0]}" + (f" to {marks[-1]}" if len(marks) > 1 else ""))
+        return ", ".join(known) + "."
 
 
 def parts(folder: Path) -> list[Part]:

@@ -26,6 +26,7 @@ class Row:
     note: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
     holds_here: bool = True  # False at sizes the bar does not speak of (--quick)
+    measured: str = ""  # when, and with which version
 
     @property
     def verdict(self) -> str:
