@@ -5,9 +5,12 @@ A model is named "saliency SIZE" or "minilm BATCH LENGTH"; "encoder LENGTH" is M
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+from bench.tasks.conversions import converted, kept
 
 # A plan made at this size also serves larger images.
 CALIBRATED_AT, N_SAMPLES, MAX_ERROR = 1022, 4, 0.02
@@ -49,31 +52,27 @@ def onnx_int8_file(model: str) -> Path:
 def pyclattn_file(model: str, precision: str = "") -> Path:
     """In pyclattn's format; "int8" stores weights so."""
     source = onnx_file(model)
-    target = source.with_suffix(".converted.safetensors")
-    if not target.exists():
-        from pyclattn_export import convert
+    plain = converted(source)
+    return kept(source, partial(_quantised, plain), "int8") if precision == "int8" else plain
 
-        convert(source, target)
-    if precision != "int8":
-        return target
-    small = target.with_suffix(".int8.safetensors")
-    if not small.exists():
-        from pyclattn import load, quantize
 
-        quantize(load(target)).model.save(small)
-    return small
+def _quantised(source: Path, target: Path) -> None:
+    from pyclattn import load, quantize
+
+    quantize(load(source)).model.save(target)
 
 
 def plan_file() -> Path:
     """A plan for the saliency model that keeps `MAX_ERROR` in every layer."""
-    target = pyclattn_file(f"saliency {CALIBRATED_AT}").with_suffix(".plan.json")
+    model = f"saliency {CALIBRATED_AT}"
+    target = onnx_file(model).with_suffix(".plan.json")
     if not target.exists():
         from bench.calibration import crops
         from pyclattn import calibrate, load
 
         state = target.with_suffix(".state")  # a calibration that was stopped goes on
-        model = load(pyclattn_file(f"saliency {CALIBRATED_AT}"))
-        calibrate(model, crops(CALIBRATED_AT, N_SAMPLES, 0), MAX_ERROR, state=state, progress=False).save(target)
+        samples = crops(CALIBRATED_AT, N_SAMPLES, 0)
+        calibrate(load(pyclattn_file(model)), samples, MAX_ERROR, state=state, progress=False).save(target)
     return target
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.tasks.conversions import converted
 from bench.tasks.exported import MINILM
 from bench.tasks.fetch import fetch
 from pyclattn import _config
@@ -19,15 +20,10 @@ LENGTH = 8192
 def served() -> tuple[Path, Path]:
     """(ONNX file, converted file), made where they are not there yet."""
     source = _config.cache_dir() / "files" / "serving" / "minilm.onnx"
-    target = source.with_suffix(".safetensors")
     if not source.exists():
         source.parent.mkdir(parents=True, exist_ok=True)
         _export(source)
-    if not target.exists():
-        from pyclattn_export import convert
-
-        convert(source, target)
-    return source, target
+    return source, converted(source)
 
 
 def _export(path: Path) -> None:

@@ -1,7 +1,7 @@
 """ONNX Runtime behind pyclattn's server: ``python -m bench.serving.onnxruntime_server MODEL.safetensors ...``.
 
 Everything but the run is the same: protocol, queue, batching, threads. The converted file tells inputs and outputs; the
-.onnx beside it is what runs.
+.onnx it was made of, a folder above, is what runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OnnxRuntimeModel(Model):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
         self._session = onnxruntime.InferenceSession(
-            str(path.with_suffix(".onnx")), options, providers=["CPUExecutionProvider"]
+            str(path.parents[1] / f"{path.stem}.onnx"), options, providers=["CPUExecutionProvider"]
         )
 
     def _run(self, inputs: dict, profile: list | None = None) -> dict[str, np.ndarray]:

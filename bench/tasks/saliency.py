@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.tasks import conversions
 from bench.tasks.captures import captured
 from bench.tasks.fetch import ASTRONAUT, COFFEE, HUBBLE, SALIENCY, WIDE_BASELINE, FetchError, File, fetch
 from bench.tasks.workers import peak_memory
@@ -60,14 +61,9 @@ def photograph(height: int, width: int, file: File = ASTRONAUT):
 
 
 def converted() -> Path:
-    """The model in pyclattn's format, converted once."""
-    from pyclattn_export import convert
-
+    """The model in pyclattn's format."""
     (source,) = fetch(SALIENCY)
-    target = source.with_suffix(".safetensors")
-    if not target.exists():
-        convert(source, target, dynamic=DYNAMIC)
-    return target
+    return conversions.converted(source, dynamic=DYNAMIC)
 
 
 # -- one engine, in a process of its own ------------------------------------------------------------------------------
