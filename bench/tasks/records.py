@@ -43,11 +43,6 @@ class Record:
         """What was sequenced: mRNA, genomic DNA; nothing is known of a FASTA record."""
         return next((f.qualifiers.get("mol_type", "") for f in self.features if f.kind == "source"), "")
 
-    @property
-    def organism(self) -> str:
-        """Latin name."""
-        return next((f.qualifiers.get("organism", "") for f in self.features if f.kind == "source"), "")
-
 
 @dataclass(frozen=True)
 class Transcript:

@@ -89,6 +89,14 @@ def whole(name: str, given: Given, least: int, most: int | None = None) -> int:
     return number
 
 
+def n_centroids(given: Given, n_inputs: int) -> int:
+    """``given`` as a number of centroids, at most one for each input."""
+    n = whole("n_centroids", given, 1)
+    if n > n_inputs:
+        raise ArgumentError(f"n_centroids must be at most the number of inputs, got {n} of {n_inputs}")
+    return n
+
+
 def flag(name: str, given: Given) -> bool:
     """``given`` as a bool."""
     if not isinstance(given, (bool, np.bool_)):

@@ -13,7 +13,6 @@ from pyclattn.arrays import Bool, Float32, Given, Int64
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional.exact import SMALL
-from pyclattn.functional.points import _fewer
 
 NORMALIZATIONS = ("centroids", "inputs", "both")
 # Inputs of one task: enough that its sums over M centroids are small beside them; M at least, so that the sums of all
@@ -264,7 +263,7 @@ def mean_pool_tokens(
     array([2.5, 4.5], dtype=float32)
     """
     x = _check.rows("tokens", tokens, 3)
-    n = _fewer(n_centroids, x.shape[1])
+    n = _check.n_centroids(n_centroids, x.shape[1])
     starts, order = _pools(x.shape[1], n, grid)
     padding = None
     if key_padding_mask is not None:
@@ -325,7 +324,7 @@ def random_positions(n_tokens: int, n_centroids: int, seed: int = 0, key_padding
     >>> random_positions(6, 3, seed=1).shape
     (1, 3)
     """
-    n = _fewer(n_centroids, n_tokens)
+    n = _check.n_centroids(n_centroids, n_tokens)
     drawn = np.random.default_rng(_check.whole("seed", seed, 0)).permutation(n_tokens)
     if key_padding_mask is None:
         return drawn[None, :n]

@@ -55,7 +55,7 @@ def farthest_point_sampling(
     array([[0, 3, 2]])
     """
     p, places = _points("points", points, key_padding_mask)
-    n = _fewer(n_centroids, p.shape[1])
+    n = _check.n_centroids(n_centroids, p.shape[1])
     threads = _threads.resolve(n_threads)
     chosen = np.empty((len(p), n), np.int64)
     work = int(places.lengths.sum()) * n * p.shape[2]
@@ -144,11 +144,3 @@ def _points(name: str, given: Given, padding: Given) -> tuple[Float32, _ragged.S
             batch, at = np.argwhere(is_bad)[0].tolist()
             raise ArgumentError(f"{name} must be finite, got {points[batch, at]} at [{batch}, {at}]")
     return points, _ragged.padded(points.shape[0], points.shape[1], padding)
-
-
-def _fewer(n_centroids: int, n_inputs: int) -> int:
-    """``n_centroids``, if there are as many inputs."""
-    n = _check.whole("n_centroids", n_centroids, 1)
-    if n > n_inputs:
-        raise ArgumentError(f"n_centroids must be at most the number of inputs, got {n} of {n_inputs}")
-    return n

@@ -94,6 +94,7 @@ def key_from_flat_heads(g, q, k):
 
 SCALES = {
     no_scale: 1, mul_after: 0.3, div_after: 0.25, on_query: 0.3, on_both: D**-0.5, on_key_before_its_transpose: 1 / 3,
+    key_from_flat_heads: 1,
 }  # fmt: skip
 
 

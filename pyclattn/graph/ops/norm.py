@@ -12,7 +12,7 @@ from pyclattn.graph.ops.registry import op
 from pyclattn.graph.spec import Kernel, Node, Spec, simple
 
 
-def layer_norm(x, weight, bias, epsilon, out, moments=None):
+def layer_norm(x, weight, bias, epsilon, out):
     """Rows of ``x`` (M, D) with mean 0 and variance 1, times ``weight`` plus ``bias``; not in place of ``x``."""
     d = x.shape[1]
     mean = np.add.reduce(x, 1, keepdims=True)
