@@ -12,6 +12,7 @@ EXT = Path("pyclattn/_ext")
 LANES = [str(EXT / f"lanes_{isa}.c") for isa in ("baseline", "avx2", "avx512", "avx512_bf16")]
 INT8 = [str(EXT / f"int8_{isa}.c") for isa in ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")]
 ROWS = [str(EXT / f"rows_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
+WINOGRAD = [str(EXT / f"winograd_{isa}.c") for isa in ("baseline", "avx2", "avx512")]
 HEADERS = [str(path) for path in sorted(EXT.glob("*.h"))]
 # gnu11: -std=c11 would turn off the fusing of multiply and add that the tiles live on.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
@@ -29,6 +30,7 @@ MODULES = {
     "int8": INT8,
     "points": [],
     "rows": ROWS,
+    "winograd": WINOGRAD,
 }
 
 

@@ -61,6 +61,8 @@ OWNERS = {
     "int8.sum_products": "cython",
     "points.choose_farthest": "cython",
     "points.find_nearest": "cython",
+    "winograd.upsample": "cython",
+    "winograd.upsample_bfloat16": "cython",
 }
 
 _forced_backend: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -10,6 +11,7 @@ import numpy as np
 from pyclattn.arrays import Float32, Int32
 from pyclattn.functional import conv
 from pyclattn.functional.conv_bfloat16 import paired_filters
+from pyclattn.functional.winograd import LEAST_CHANNELS, LEAST_DEPTH, MOST_DEPTH, winograd_filters
 from pyclattn.graph.phases import Phase, Places, fits_tile, plain_phase, remainder_phases, seen_at
 from pyclattn.graph.program import Op
 from pyclattn.graph.spec import Spec
@@ -47,6 +49,39 @@ class PackedFilters:
 
 
 @dataclass(frozen=True)
+class WinogradFilters:
+    """The weight of a transposed convolution of stride 2 by 4 x 4 kernels, as `winograd.bound_upsampling` takes it."""
+
+    filters: Float32 | Int32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all filters."""
+        return self.filters.nbytes
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether products are of bfloat16."""
+        return self.filters.dtype == np.int32
+
+    def holds(self, phases: list[Phase]) -> bool:
+        """Never whether phases are packed."""
+        return False
+
+
+@dataclass(frozen=True)
+class WinogradPacking:
+    """How such a weight, (G x C, M, 4, 4), is packed; equal ones do the same."""
+
+    groups: int
+    is_paired: bool
+
+    def __call__(self, weight: Float32) -> WinogradFilters:
+        """The weight, packed."""
+        return WinogradFilters(winograd_filters(conv.grouped(weight, self.groups, True), self.is_paired))
+
+
+@dataclass(frozen=True)
 class Packing:
     """How the weight of a convolution is packed; equal ones do the same."""
 
@@ -66,7 +101,13 @@ class Packing:
         return PackedFilters(found)
 
 
-def packing_of(op: Op, weight: Spec, precision: str) -> Packing | None:
+def is_doubling(weight: Spec, groups: int, strides: Sequence[int], dilations: Sequence[int]) -> bool:
+    """Whether a transposed convolution makes an image twice as large by kernels of 4 x 4, of enough channels."""
+    doubles = weight.shape[2:] == (4, 4) and tuple(strides) == (2, 2) and tuple(dilations) == (1, 1)
+    return doubles and weight.shape[1] >= LEAST_CHANNELS and LEAST_DEPTH <= weight.shape[0] // groups <= MOST_DEPTH
+
+
+def packing_of(op: Op, weight: Spec, precision: str) -> Packing | WinogradPacking | None:
     """How a convolution's weight may be packed; None where what it sees depends on the size of the input, or where the
     tile does not take it."""
     get, d, is_transposed = op.attributes.get, weight.ndim - 2, op.kind == "ConvTranspose"
@@ -82,6 +123,8 @@ def packing_of(op: Op, weight: Spec, precision: str) -> Packing | None:
     kernel, begin = weight.shape[2:], pads[:d]
     if not is_transposed:
         channels, depth, phases = weight.shape[0] // groups, weight.shape[1], [plain_phase(kernel, dilations, begin)]
+    elif is_doubling(weight, groups, strides, dilations) and conv.is_fast():
+        return WinogradPacking(groups, precision == "bfloat16")
     elif prod(strides) <= MOST_PHASES:
         channels, depth = weight.shape[1], weight.shape[0] // groups
         axes = [seen_at(*of, n_phases=of[1]) for of in zip(kernel, strides, dilations, begin)]

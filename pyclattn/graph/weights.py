@@ -10,7 +10,7 @@ import numpy as np
 from pyclattn.functional.dense import Packed, is_fast, pack_weight
 from pyclattn.functional.dense_bfloat16 import pack_bfloat16
 from pyclattn.functional.dense_int8 import LARGEST_DEPTH, pack_int8
-from pyclattn.graph.filters import CONVOLUTIONS, PackedFilters, packing_of
+from pyclattn.graph.filters import CONVOLUTIONS, PackedFilters, WinogradFilters, packing_of
 from pyclattn.graph.ops.quantised import INT32_DEPTH
 from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.program import Op, Program, nested, walk
@@ -51,7 +51,7 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: 
     """
     if not is_fast() and precision == "float32":
         return
-    packed: dict[str, Callable[[np.ndarray], Packed | PackedFilters]] = {}
+    packed: dict[str, Callable[[np.ndarray], Packed | PackedFilters | WinogradFilters]] = {}
     plain = set(outputs)
     for op, extra in uses:
         plain.update(extra)
@@ -65,7 +65,9 @@ def pack(specs: dict[str, Spec], uses: Uses, outputs: Iterable[str], precision: 
         specs[name].packed = how(spec.value)
 
 
-def _packer(op: Op, i: int, spec: Spec, precision: str) -> Callable[[np.ndarray], Packed | PackedFilters] | None:
+def _packer(
+    op: Op, i: int, spec: Spec, precision: str
+) -> Callable[[np.ndarray], Packed | PackedFilters | WinogradFilters] | None:
     """How input ``i`` of an operator is packed, if it is a weight that may be."""
     if spec.packed is not None or spec.size < LEAST_PACKED:
         return None

@@ -52,10 +52,10 @@ def convolve_bfloat16(
     counter: Int64,
 ) -> None:
     """The same of words of two channels in bfloat16: ``images`` (N, G x C, H, W), ``filters`` (G, M, taps x C)."""
-    convolve(_halves(images, 1), _halves(filters, 2), taps, bias, steps, tasks, out, counter)
+    convolve(halves(images, 1), halves(filters, 2), taps, bias, steps, tasks, out, counter)
 
 
-def _halves(words: Int32, axis: int) -> Float32:
+def halves(words: Int32, axis: int) -> Float32:
     """Both numbers of each word as float32, the low half first, along ``axis``."""
     bits = words.view(np.uint32)
     both = np.stack([bits << np.uint32(16), bits & np.uint32(0xFFFF0000)], axis=axis + 1)

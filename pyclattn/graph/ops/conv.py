@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as every
+from typing import Any
 
 import numpy as np
 
 from pyclattn._blas import single
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.graph import blocks
-from pyclattn.graph.ops.conv_tile import is_tiled, tiled
+from pyclattn.graph.filters import WinogradFilters, is_doubling
+from pyclattn.graph.ops.conv_tile import doubled, is_tiled, tiled
 from pyclattn.graph.ops.linear import SPLIT
 from pyclattn.graph.ops.registry import op
 from pyclattn.graph.ops.windows import Slots, Window, padded, sliding, window
@@ -143,33 +145,63 @@ def _depthwise(source, weight, shift, target, w: Window, outputs, n_threads: int
 
 @op("ConvTranspose")
 def _conv_transpose(node: Node) -> Kernel:
+    """With an attribute ``activation``, "relu", where `passes.lower` saw one behind."""
     x, weight = node.spec(0), node.spec(1)
-    groups = _check(node, x, weight, True)
-    spatial, kernel = x.shape[2:], weight.shape[2:]
-    d = len(spatial)
+    groups, d = _check(node, x, weight, True), x.ndim - 2
     strides, dilations = tuple(node.attr("strides", [1] * d)), tuple(node.attr("dilations", [1] * d))
-    extra = tuple(node.attr("output_padding", [0] * d))
+    begin, outputs = _transposed_area(node, x.shape[2:], weight.shape[2:], strides, dilations)
+    is_relu, out = (
+        node.attr("activation", "") == "relu",
+        Spec((x.shape[0], weight.shape[1] * groups, *outputs), x.dtype),
+    )
+    is_packed = isinstance(weight.packed, WinogradFilters) and min(begin) >= 0
+    if is_packed and is_doubling(weight, groups, strides, dilations):
+        return doubled(node, out, begin, is_relu)
+    axes = [_axis(*of) for of in zip(x.shape[2:], weight.shape[2:], strides, dilations, begin, outputs)]
+    n_terms = weight.shape[0] // groups * int(np.prod([max(map(len, a.taps)) for a in axes]))
+    if weight.packed is not None or is_tiled(x, weight, weight.shape[1], n_terms):
+        kernel = tiled(node, out, groups, remainder_phases([a.taps for a in axes], strides), (1, 1), True)
+    else:
+        kernel = _transposed(node, x, weight, groups, axes)
+    return _rectified(kernel, node.settings.n_threads) if is_relu else kernel
+
+
+def _transposed_area(node: Node, spatial, kernel, strides, dilations) -> tuple[list[int], tuple[int, ...]]:
+    """What is cut off at the beginning of each axis, and the lengths that are left."""
+    extra = tuple(node.attr("output_padding", [0] * len(spatial)))
     full = [(n - 1) * s + (k - 1) * dil + 1 + e for n, s, k, dil, e in zip(spatial, strides, kernel, dilations, extra)]
     auto, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape", None)
     if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [n * s for n, s in zip(spatial, strides)]
     if wanted is not None:
-        wanted = wanted[-d:]
+        wanted = wanted[-len(spatial) :]
         total = [max(0, f - n) for f, n in zip(full, wanted)]
         begin = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
         outputs = tuple(wanted)
     else:
-        pads = node.attr("pads", [0] * (2 * d))
-        begin = pads[:d]
-        outputs = tuple(f - b - e for f, b, e in zip(full, pads[:d], pads[d:]))
+        pads = node.attr("pads", [0] * (2 * len(spatial)))
+        begin, end = pads[: len(spatial)], pads[len(spatial) :]
+        outputs = tuple(f - b - e for f, b, e in zip(full, begin, end))
     if min(outputs) < 0:
         raise ShapeError(f"padding takes more than there is: output {outputs}")
-    axes = [_axis(*of) for of in zip(spatial, kernel, strides, dilations, begin, outputs)]
-    n_terms = weight.shape[0] // groups * int(np.prod([max(map(len, a.taps)) for a in axes]))
-    if weight.packed is not None or is_tiled(x, weight, weight.shape[1], n_terms):
-        out = Spec((x.shape[0], weight.shape[1] * groups, *outputs), x.dtype)
-        return tiled(node, out, groups, remainder_phases([a.taps for a in axes], strides), (1, 1), True)
-    return _transposed(node, x, weight, groups, axes)
+    return begin, outputs
+
+
+def _rectified(kernel: Kernel, n_threads: int) -> Kernel:
+    """The same with negative outputs made 0 afterwards."""
+    inner: Any = kernel.bind
+
+    def bind(ins, outs, scratch):
+        convolve = inner(ins, outs, scratch)
+        rectify = blocks.elementwise(lambda a, o: np.maximum(a, 0, out=o), outs, outs[0], n_threads)
+
+        def run():
+            convolve()
+            rectify()
+
+        return run
+
+    return replace(kernel, bind=bind)
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from pyclattn.functional import conv
+from pyclattn.functional import conv, winograd
 from pyclattn.functional.conv_bfloat16 import bound_pairing
 from pyclattn.graph import blocks
 from pyclattn.graph.phases import Phase, fits_tile
@@ -25,17 +27,14 @@ def tiled(
     x, weight, threads = node.spec(0), node.spec(1), node.settings.n_threads
     depth = weight.shape[0] // groups if is_transposed else weight.shape[1]
     packed = weight.packed if weight.packed is not None and weight.packed.holds(phases) else None
-    copied = 0 if x.strides is None else -(-x.nbytes // 64) * 64
+    copied = _copied(x)
     is_paired = packed is not None and packed.is_paired
     n_words = -(-depth // 2) if is_paired else 0
     words_shape = (x.shape[0], groups, n_words, int(np.prod(x.shape[2:])))
     paired = -(-4 * int(np.prod(words_shape)) // 64) * 64
 
     def bind(ins, outs, scratch):
-        calls, source = [], ins[0]
-        if copied:
-            source = scratch[: x.nbytes].view(np.float32).reshape(x.shape)
-            calls.append(blocks.elementwise(lambda a, o: np.copyto(o, a), [ins[0]], source, threads))
+        source, calls = _in_order(x, ins[0], scratch, threads)
         images = source.reshape(_plane_shape(x.shape))
         if is_paired:
             words = scratch[copied : copied + 4 * int(np.prod(words_shape))].view(np.int32)
@@ -56,15 +55,50 @@ def tiled(
                 conv.bound_convolution(images, own, phase.taps, bias, steps=steps, n_threads=threads, out=view)
             )
 
-        def run():
-            for call in calls:
-                call()
-
-        return run
+        return _all(calls)
 
     panel = conv.panel_bytes(depth * max(len(phase.elements) for phase in phases))
     ordered = 0 if packed is not None else -(-weight.nbytes // 64) * 64
     return Kernel([out], bind, scratch=copied + paired + ordered, transient=ordered + threads * panel)
+
+
+def doubled(node: Node, out: Spec, begin: Sequence[int], is_relu: bool) -> Kernel:
+    """Kernel of a transposed convolution of stride 2 by kernels of 4 x 4; its weight is packed for that."""
+    x, packed, threads = node.spec(0), node.spec(1).packed, node.settings.n_threads
+    pads = (begin[0], begin[1])
+
+    def bind(ins, outs, scratch):
+        source, calls = _in_order(x, ins[0], scratch, threads)
+        bias = ins[2] if node.has(2) else None
+        upsample = winograd.bound_upsampling(
+            source, packed.filters, bias, pads=pads, is_relu=is_relu, n_threads=threads, out=outs[0]
+        )
+        return _all([*calls, upsample])
+
+    return Kernel([out], bind, scratch=_copied(x), transient=threads * winograd.panel_bytes(packed.filters.shape[-1]))
+
+
+def _copied(x: Spec) -> int:
+    """Bytes of an input that is copied first, since it lies in another order."""
+    return 0 if x.strides is None else -(-x.nbytes // 64) * 64
+
+
+def _in_order(x: Spec, given: np.ndarray, scratch: np.ndarray, n_threads: int):
+    """An input in C order, and the calls that make it so."""
+    if x.strides is None:
+        return given, []
+    source = scratch[: x.nbytes].view(np.float32).reshape(x.shape)
+    return source, [blocks.elementwise(lambda a, o: np.copyto(o, a), [given], source, n_threads)]
+
+
+def _all(calls):
+    """One call of them all."""
+
+    def run():
+        for call in calls:
+            call()
+
+    return run
 
 
 def _plane_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What joins dense layers to their neighbours, done when a program is made ready to run, whoever wrote it.
 
-A sum behind a dense layer is added as the product is written, and heads are dealt out there. A program on file keeps
+A sum behind a dense layer is added as the product is written, and heads are dealt out there; ReLU behind a convolution
+is applied as its sums are written. A program on file keeps
 the plain operators, which other settings (a memory limit, another room) run as they are.
 """
 
@@ -14,7 +15,9 @@ LINEAR = "pyclattn:Linear"
 
 
 def lower(program: Program) -> Program:
-    """The program with residuals and head splits folded into its dense layers; its own bodies stay as they are.
+    """The program with residuals and head splits folded into its dense layers, and ReLU into its convolutions.
+
+    Its own bodies stay as they are.
 
     Examples
     --------
@@ -27,7 +30,12 @@ def lower(program: Program) -> Program:
     """
     result = Program(program.inputs, program.outputs, list(program.ops), dict(program.constants), program.metadata)
     editor = Editor(result)
+    for op in list(result.ops):
+        if op.kind == "Relu":
+            _fold_relu(editor, op)
     if not any(op.kind == LINEAR for op in result.ops):
+        if editor.changed:
+            editor.finish()
         return result
     known = Shapes(editor)
     for op in list(result.ops):
@@ -38,6 +46,14 @@ def lower(program: Program) -> Program:
             _fold_heads(editor, known, op)
     editor.finish()
     return result
+
+
+def _fold_relu(editor: Editor, relu: Op) -> None:
+    """``Relu(ConvTranspose(x))``."""
+    conv = editor.producer(relu.inputs[0], "ConvTranspose")
+    if conv is not None and editor.only_user(conv.outputs[0]) is relu:
+        editor.remove(conv, relu)
+        editor.emit(conv.kind, conv.inputs, relu.outputs, {**conv.attributes, "activation": "relu"}, conv.name)
 
 
 def _fold_residual(editor: Editor, known: Shapes, add: Op) -> None:
