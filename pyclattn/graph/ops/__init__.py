@@ -22,6 +22,7 @@ from pyclattn.graph.ops import (  # noqa: F401  (importing a family enters it in
     recurrent,
     reduction,
     resize,
+    rotary,
     shape,
     stored,
 )

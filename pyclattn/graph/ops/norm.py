@@ -1,4 +1,4 @@
-"""Normalisations."""
+"""Normalisations, and the embedding that ends in one."""
 
 from __future__ import annotations
 
@@ -266,3 +266,30 @@ def _local_response(node: Node) -> Kernel:
         return a / (bias + alpha / size * total) ** x.dtype.type(beta)
 
     return simple([Spec(x.shape, x.dtype)], run)
+
+
+@op("com.microsoft:EmbedLayerNormalization")
+def _embed_layer_norm(node: Node) -> Kernel:
+    """input_ids, segment_ids, word, position and segment embedding, gamma, beta, mask, position_ids."""
+    ids, words = node.spec(0), node.spec(2)
+    if node.attr("mask_index_type", 0) or node.wants(2):
+        raise ModelFormatError("EmbedLayerNormalization with mask_index_type or its sum as output is not supported")
+    shape, d = (*ids.shape, words.shape[1]), words.shape[1]
+    for i in range(1, node.n_inputs):
+        if node.has(i):
+            node.spec(i)
+    if ids.shape[1] > node.shape(3)[0] and not node.has(8):
+        raise ShapeError(f"length {ids.shape[1]} is beyond the position table of {node.shape(3)[0]} rows")
+
+    def run(*ins):
+        ids, segments, words, places, kinds, gamma, beta, mask, at = (*ins, *(None,) * 9)[:9]
+        x = words[ids] + (places[: ids.shape[1]] if at is None else places[at])
+        if segments is not None:
+            x += kinds[segments]
+        out = np.empty_like(x)
+        layer_norm(x.reshape(-1, d), gamma, beta, node.attr("epsilon", 1e-12), out.reshape(-1, d))
+        lengths = np.zeros(ids.shape[0], np.int32) if mask is None else mask.sum(1, dtype=np.int32)
+        return [out, lengths] if node.n_outputs > 1 else out
+
+    outputs = [Spec(shape, words.dtype), Spec(shape[:1], np.int32)][: min(2, node.n_outputs)]
+    return simple(outputs, run)
