@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pyclattn
+from pyclattn_export.examples import groups
 from pyclattn_export.from_torch import from_torch
 
 Arrays = dict[str, np.ndarray]
@@ -112,22 +113,29 @@ def _rate(done: float) -> float:
 
 
 def prove(example: Example, name: str, folder: Path) -> dict:
-    """Export what was trained and run the whole test set through both.
+    """Export what was trained and run the whole test set in pyclattn, in PyTorch, and in PyTorch in float64.
 
     Returns
     -------
     dict
-        Name, parameters, accuracy of both, the share of equal predictions, the largest difference of logits, the share
-        of sequences whose logits differ by at most 1e-4, which sequences PyTorch had right (a bit each, in
-        hexadecimal), and the curve of training.
+        Name, parameters, accuracy in pyclattn and PyTorch, which sequences PyTorch had right (a bit each, in
+        hexadecimal), the share of equal predictions, and the curve of training. How far pyclattn is from PyTorch
+        ("pyclattn") and, to compare, PyTorch from itself in float64 ("float64"), each a `Distance`.
     """
     network, path = build(example, name), folder / f"{example.name}-{name}.pt"
     network.load_state_dict(torch.load(path, weights_only=True))
     inputs, labels = example.test()
     from_torch(network, _rows(inputs, 0), path.with_suffix(".safetensors"))
     model = pyclattn.load(path.with_suffix(".safetensors"))
-    theirs = logits(network, inputs)
-    ours = np.concatenate([model(**_rows(inputs, at))["output"] for at in range(0, len(labels), AT_ONCE)])
+    with groups.in_torch() as found:
+        theirs = logits(network, inputs)
+    of_theirs = groups.joined(found, len(labels))
+    with groups.in_torch() as found:
+        exact = logits(network.double(), inputs)
+    of_exact = groups.joined(found, len(labels))
+    with groups.in_pyclattn() as found:
+        ours = np.concatenate([model(**_rows(inputs, at))["output"] for at in range(0, len(labels), AT_ONCE)])
+    of_ours = groups.joined(found, len(labels))
     return {
         "name": name,
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -135,11 +143,31 @@ def prove(example: Example, name: str, folder: Path) -> dict:
         "accuracy_torch": float((theirs.argmax(1) == labels).mean()),
         "accuracy": float((ours.argmax(1) == labels).mean()),
         "same_predictions": float((ours.argmax(1) == theirs.argmax(1)).mean()),
-        "largest_difference": float(np.abs(ours - theirs).max()),
-        "within": float((np.abs(ours - theirs).max(1) <= LARGEST_DIFFERENCE).mean()),
+        "pyclattn": asdict(distance(ours, of_ours, theirs, of_theirs)),
+        "float64": asdict(distance(exact, of_exact, theirs, of_theirs)),
         "right": np.packbits(theirs.argmax(1) == labels).tobytes().hex(),
         "curve": json.loads(path.with_suffix(".json").read_text()),
     }
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a run of a network is from PyTorch's in float32."""
+
+    largest: float  # difference of a logit
+    within: float  # share of sequences whose logits differ by at most 1e-4
+    alike: float  # share of sequences whose tokens are in the same clusters
+    largest_alike: float  # difference of a logit among those
+
+
+def distance(one: np.ndarray, groups_of_one: np.ndarray, other: np.ndarray, groups_of_other: np.ndarray) -> Distance:
+    """Of two runs: logits (sequences, classes) and what `groups.joined` gives."""
+    differences = np.abs(one - other).max(1)
+    alike = (groups_of_one == groups_of_other).all(1)
+    return Distance(
+        float(differences.max()), float((differences <= LARGEST_DIFFERENCE).mean()), float(alike.mean()),
+        float(differences[alike].max(initial=0)),
+    )  # fmt: skip
 
 
 def keep(example: Example, proofs: list[dict], source: Path, target: Path) -> None:
@@ -156,28 +184,32 @@ def keep(example: Example, proofs: list[dict], source: Path, target: Path) -> No
 def table(title: str, proofs: list[dict]) -> str:
     """What `prove` found, a line for each network."""
     lines = [
-        f"{title:16} {'parameters':>10} {'PyTorch':>9} {'pyclattn':>9} {'same':>8} {'difference':>11} "
-        f"{'within 1e-4':>12}"
+        f"{'':46} {'from PyTorch: pyclattn':>30} {'PyTorch in float64':>30}",
+        f"{title:16} {'parameters':>10} {'PyTorch':>9} {'same':>8} "
+        + 2 * f"{'largest':>10} {'1e-4':>9} {'clusters':>9} ",
     ]
     for p in proofs:
+        far = (p["pyclattn"], p["float64"])
+        cells = "".join(f"{d['largest']:>10.1e} {d['within']:>9.2%} {d['alike']:>9.2%} " for d in far)
         lines.append(
-            f"{p['name']:16} {p['n_parameters']:>10,} {p['accuracy_torch']:>9.1%} {p['accuracy']:>9.1%} "
-            f"{p['same_predictions']:>8.2%} {p['largest_difference']:>11.1e} {p['within']:>12.2%}"
+            f"{p['name']:16} {p['n_parameters']:>10,} {p['accuracy_torch']:>9.1%} {p['same_predictions']:>8.2%} {cells}"
         )
     return "\n".join(lines)
 
 
 def logits(network: nn.Module, inputs: Arrays) -> np.ndarray:
-    """What PyTorch makes of inputs, a few at a time."""
+    """What PyTorch makes of inputs, a few at a time, in the type of the network's parameters."""
     network.eval()
+    dtype = next(network.parameters()).dtype
     with torch.inference_mode():
         n = len(next(iter(inputs.values())))
-        parts = [network(*_tensors(_rows(inputs, at))) for at in range(0, n, AT_ONCE)]
+        parts = [network(*_tensors(_rows(inputs, at), dtype)) for at in range(0, n, AT_ONCE)]
     return torch.cat(parts).numpy()
 
 
-def _tensors(inputs: Arrays) -> list[Tensor]:
-    return [torch.from_numpy(array) for array in inputs.values()]
+def _tensors(inputs: Arrays, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    tensors = map(torch.from_numpy, inputs.values())
+    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
 
 
 def _rows(inputs: Arrays, at: int, n: int = AT_ONCE) -> Arrays:
