@@ -92,4 +92,4 @@ def _shown(rows: Iterable[Row]) -> Iterator[Row]:
 def _write(path: Path, kept: Mapping[str, list[Row]], n_threads: int) -> None:
     """Rows that know their part, as `bench report` reads them."""
     rows = [{**row.as_dict(), "part": part} for part, own in kept.items() for row in own]
-    path.write_text(json.dumps({"machine": machine.describe(n_threads), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine.describe(n_threads), "rows": rows}, indent=1, default=float) + "\n")

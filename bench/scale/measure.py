@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import machine, report
-from bench.rows import Row, heading, tally
+from bench.parts import measured
+from bench.rows import Row
 from bench.scale import curve, engine
 from bench.scale.corpus import corpus, model, n_tokens
 
@@ -118,27 +118,12 @@ def main(given: list[str] | None = None) -> int:
     path = model()
     columns = corpus(max(options.documents, options.timed))
     some = [{name: column[:n] for name, column in columns.items()} for n in (options.documents, options.timed)]
-    found = [] if options.only is None or not RESULT.exists() else _others(options.only)
-    print(heading(), flush=True)
     with engine.ray_data(options.threads) as data:
         groups = {
             "killed": lambda: killed(data, path, some[0], options.threads),
             "actors": lambda: actors(data, path, some[1]),
         }
-        for name in options.only or groups:
-            for row in groups[name]():
-                row.detail["from"] = name
-                found.append(row)
-                print(row.line(), flush=True)
-    print(f"\n{tally(found)}")
-    RESULT.write_text(report.as_json(found, machine.describe(options.threads), vars(options)))
-    return int(any(row.verdict == "MISS" for row in found))
-
-
-def _others(only: list[str]) -> list[Row]:
-    """Rows measured before that are not measured now."""
-    rows, _ = report.load(RESULT)
-    return [row for row in rows if row.detail.get("from") not in only]
+        return measured(groups, RESULT, options.threads, options.only or list(groups))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import machine, report
-from bench.rows import Row, heading, tally, tokens
+from bench.parts import measured
+from bench.rows import Row, tokens
 from bench.serving import clients
 from bench.serving.models import LENGTH, served
 from bench.serving.processes import Server, ours, serving, theirs
@@ -166,22 +166,7 @@ def main(given: list[str] | None = None) -> int:
         "versus": lambda: versus(model, options.threads, options.seconds, options.rounds),
         "load": lambda: load(model, options.threads, 60 * options.minutes),
     }
-    found = [] if options.only is None or not RESULT.exists() else _others(groups, options.only)
-    print(heading(), flush=True)
-    for name in options.only or groups:
-        for row in groups[name]():
-            row.detail["from"] = name
-            found.append(row)
-            print(row.line(), flush=True)
-    print(f"\n{tally(found)}")
-    RESULT.write_text(report.as_json(found, machine.describe(options.threads), vars(options)))
-    return int(any(row.verdict == "MISS" for row in found))
-
-
-def _others(groups: dict, only: list[str]) -> list[Row]:
-    """Rows measured before that are not measured now."""
-    rows, _ = report.load(RESULT)
-    return [row for row in rows if row.detail.get("from") in set(groups) - set(only)]
+    return measured(groups, RESULT, options.threads, options.only or list(groups))
 
 
 if __name__ == "__main__":
