@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from bench import estimates, outputs
-from bench.parts import run_parts
+from bench import estimates, outputs, report_page
+from bench.parts import gathered, run_parts
 from bench.rows import Row
 
 
@@ -36,6 +36,27 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path, capsys):
     ]  # fmt: skip
     run_parts("some", "", parts, path, ["--threads", "2", "--fresh"])
     assert measured == ["one", "two", "two", "one", "one", "two"]
+
+
+def test_every_row_says_when_it_was_measured(tmp_path, monkeypatch):
+    path, parts = tmp_path / "found.json", {}
+    for name in ("one", "two"):
+        parts[name] = lambda name=name: iter([Row("group", name, "", np.float32(1))])
+
+    def marks(at, due):
+        monkeypatch.setattr("bench.machine.moment", lambda: at)
+        return [row.measured for row in gathered(parts, path, 1, due)]
+
+    assert marks("first", None) == ["first", "first"]
+    assert marks("later", ["two"]) == ["first", "later"]
+    assert [row["measured"] for row in json.loads(path.read_text())["rows"]] == ["first", "later"]
+    (part,) = report_page.parts(_renamed(path, "dense"))
+    assert "rows measured first to later" in part.about
+
+
+def _renamed(path, name):
+    path.rename(path.with_name(f"{name}.json"))
+    return path.parent
 
 
 def test_attentions_are_timed_and_let_go_again():

@@ -52,6 +52,27 @@ ROWS = [
 ]
 
 
+def test_parts_are_chosen_by_group_and_length():
+    every = list(methods.parts(methods.Settings(2, 3)))
+    assert every[:2] == ["speed 1024", "speed 2048"]
+    assert methods.due(every, ["memory", "layer"], (4096,)) == ["memory 4096", "layer"]
+    assert methods.due(every, None, methods.LENGTHS) == every
+    assert {part.split()[0] for part in methods.due(every, None, ())} == set(methods.GROUPS)
+
+
+def test_a_quick_run_keeps_and_judges_nothing(monkeypatch, tmp_path, capsys):
+    kept = tmp_path / "methods.json"
+    monkeypatch.setitem(
+        methods.GROUPS, "layer", lambda settings: iter([Row("layer", "x", f"1/{settings.divisor}", 1.0, bar=9.0)])
+    )
+    given = ["--only", "layer", "--json", str(kept), "--picture", str(tmp_path / "p.png")]
+    assert methods.main([*given, "--quick"]) == 0
+    assert "1/8" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert methods.main(given) == 1
+    assert kept.exists()
+
+
 def test_table_has_a_line_for_each_method_and_a_column_for_each_length():
     lines = methods.table(ROWS).splitlines()
     columns = [line.split()[-2:] for line in lines if "1,024" in line and "16,384" in line]
