@@ -8,5 +8,6 @@ ops/          the builders, by family
 planner.py    program + input shapes -> plan: kernels, buffers, peak memory
 executor.py   plan -> frame: arrays in one arena and calls bound to them; many callers at once
 memory.py     places in the arena
+arena.py      the arena's memory
 blocks.py     blocks that fit in cache, shared among threads;  blas.py  BLAS held to one thread
 """

@@ -17,7 +17,7 @@ import numpy as np
 
 from pyclattn._blas import single
 from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
-from pyclattn.graph.memory import ALIGNMENT
+from pyclattn.graph.arena import Arena
 from pyclattn.graph.ops import TABLE
 from pyclattn.graph.passes.lower import lower
 from pyclattn.graph.planner import (
@@ -37,7 +37,8 @@ from pyclattn.graph.weights import weight_bytes
 
 # Plans kept, one for each set of input shapes; a plan of 1,000 operators takes about 1 MB.
 N_PLANS = 32
-# Idle arenas hold at most this; a service that once saw a long input does not keep its memory.
+# Idle arenas hold at most this; a service that once saw a long input does not keep its memory. One larger arena is lent
+# to the system instead, which takes its pages when they are needed elsewhere.
 IDLE_BYTES = 256 << 20
 # The least scratch a blocked product works well with.
 LEAST_BLOCK = 1 << 16
@@ -64,9 +65,7 @@ class Frame:
 
     def __init__(self, plan: Plan, settings: Settings):
         self.plan, self.settings = plan, settings
-        raw = np.empty(plan.arena + ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT
-        self.arena = raw[start : start + plan.arena]
+        self.arena = Arena(plan.arena, is_lendable=plan.arena > IDLE_BYTES)
         self.arrays: dict[str, Any] = {}  # None for a weight that is there packed only
         for name, spec in plan.specs.items():
             if spec is not None and (spec.value is not None or spec.packed is not None):
@@ -80,7 +79,7 @@ class Frame:
             self._add(i, step)
 
     def _array(self, offset: int, spec: Spec) -> np.ndarray:
-        return np.ndarray(spec.shape, spec.dtype, self.arena, offset)
+        return np.ndarray(spec.shape, spec.dtype, self.arena.bytes, offset)
 
     def _add(self, i: int, step: Step) -> None:
         arrays, kernel = self.arrays, step.kernel
@@ -104,7 +103,7 @@ class Frame:
             outs[0] = np.empty(kernel.outputs[0].shape, kernel.outputs[0].dtype)
         scratch = None
         if step.scratch is not None:
-            scratch = self.arena[step.scratch.offset : step.scratch.offset + step.scratch.size]
+            scratch = self.arena.bytes[step.scratch.offset : step.scratch.offset + step.scratch.size]
         if kernel.bind is None:  # known results are taken by the planner
             return
         try:
@@ -123,7 +122,7 @@ class Frame:
             results = evaluate(build(step.op, specs, settings), ins)
             for name, result in zip(step.op.outputs, results):
                 if name:  # a view of a buffer that others will use again is copied out of it
-                    arrays[name] = result.copy() if np.may_share_memory(result, self.arena) else result
+                    arrays[name] = result.copy() if np.may_share_memory(result, self.arena.bytes) else result
             for name in drop:
                 arrays.pop(name, None)
 
@@ -207,6 +206,7 @@ class Executor:
         self.planner = Planner(ready.ops, extra, ready.constants, self.outputs, self.settings)
         self._plans: OrderedDict[tuple, _Entry] = OrderedDict()
         self._idle = 0  # bytes of arenas that wait for a caller
+        self._lent: tuple[_Entry, Frame] | None = None  # the last one above IDLE_BYTES
         self._lock = threading.Lock()
 
     def _executor(self, program: Program) -> Executor:
@@ -261,15 +261,23 @@ class Executor:
                 if entry.is_kept:
                     self._idle -= entry.plan.arena
                 return entry.frames.pop()
+            lent, self._lent = self._lent, None
+            if lent is not None and lent[0] is entry:
+                return lent[1]
+            del lent  # before another one is made
         return Frame(entry.plan, entry.settings)
 
     def _give(self, entry: _Entry, frame: Frame) -> None:
-        """Keep a frame for the next caller; all idle arenas together hold at most IDLE_BYTES."""
+        """Keep a frame for the next caller; all idle arenas together hold at most IDLE_BYTES, and one is lent."""
         size = entry.plan.arena
-        if size > IDLE_BYTES:
+        is_large = size > IDLE_BYTES
+        if is_large and not frame.arena.lend():
             return
         with self._lock:
             if not entry.is_kept:
+                return
+            if is_large:
+                self._lent = entry, frame
                 return
             entry.frames.append(frame)
             self._idle += size

@@ -17,6 +17,7 @@ from pyclattn.errors import (
     ShapeError,
     UnsupportedOpError,
 )
+from pyclattn.graph import arena
 from pyclattn.graph.executor import N_PLANS, Executor
 from pyclattn.graph.memory import ALIGNMENT, Buffer, place
 from pyclattn.graph.program import MAX_DEPTH, Op, Program, Value
@@ -262,6 +263,32 @@ def test_idle_arenas_do_not_pile_up(monkeypatch):
         idle = [e.plan.arena for e in executor._plans.values() for _ in e.frames]
         assert sum(idle) == executor._idle <= 10_000
     assert min(idle) < 1000  # the last one was kept
+
+
+@pytest.mark.skipif(not arena.CAN_LEND, reason="this system borrows no memory")
+def test_the_last_large_arena_is_lent_and_taken_again(monkeypatch):
+    monkeypatch.setattr("pyclattn.graph.executor.IDLE_BYTES", 10_000)
+    executor, x = Executor(chain(2)), {"v0": np.linspace(-2, 2, 5000, dtype=np.float32)}
+    want = executor(x)["v2"]
+    _, frame = executor._lent
+    frame.arena.bytes.fill(255)  # its content may be anything
+    np.testing.assert_array_equal(executor(x)["v2"], want)
+    assert executor._lent[1] is frame
+    executor({"v0": np.ones(20_000, np.float32)})
+    assert executor._lent[1].plan.arena > frame.plan.arena
+    np.testing.assert_array_equal(executor(x)["v2"], want)
+    executor({"v0": np.ones(100, np.float32)})
+    assert executor._lent is None
+    assert 0 < executor._idle <= 10_000
+
+
+def test_a_large_arena_is_dropped_where_it_cannot_be_lent(monkeypatch):
+    monkeypatch.setattr("pyclattn.graph.executor.IDLE_BYTES", 10_000)
+    monkeypatch.setattr(arena, "CAN_LEND", False)
+    executor = Executor(chain(2))
+    executor({"v0": np.ones(5000, np.float32)})
+    assert executor._lent is None
+    assert executor._idle == 0
 
 
 def test_memory_limit_is_kept_or_refused():
