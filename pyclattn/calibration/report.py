@@ -17,6 +17,7 @@ from pyclattn.calibration.clusters import coloured, grid
 from pyclattn.calibration.records import Record, relative
 from pyclattn.calibration.solving import length_classes, solve_attention
 from pyclattn.errors import ArgumentError
+from pyclattn.functional.coclustered import query_clusters
 from pyclattn.graph.spec import Observed
 from pyclattn.model import Model
 from pyclattn.plan import LengthClass, Plan
@@ -148,7 +149,7 @@ def _clusters(folder: Path, model: Model, feed: Mapping, longest: Mapping) -> li
             return
         special, side = square
         group = seen.query.shape[1] // seen.key.shape[1]
-        n_clusters = round(1.5 * seen.query.shape[2] ** 0.5)
+        n_clusters = query_clusters(seen.query.shape[2])
         for head in range(min(SHOWN_HEADS, seen.query.shape[1])):
             colours = coloured(seen.query[0, head], seen.key[0, head // group], n_clusters, model.n_threads)
             panels[f"{short[seen.name]}, head {head}"] = colours[special:].reshape(side, side, 3)
