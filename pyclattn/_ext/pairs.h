@@ -16,6 +16,7 @@ INL i64 n_terms(i64 n) { return (n + 1) / 2; }
 
 #define PEAK_FACTOR 0x00800080 /* twice 2^-126 */
 #define PEAK_STEP(sum, x) add_product(sum, x, x)
+#define ONES 0x3f803f80
 
 /* 32 numbers in their order. */
 INL terms side_by_side(vf first, vf second) { return (terms)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
@@ -26,9 +27,6 @@ INL terms pair_of(vf first, vf second) {
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (terms)_mm512_permutexvar_epi16(lanes, (__m512i)side_by_side(first, second));
 }
-
-INL vf low(terms x) { return (vf)((vu)x << 16); }
-INL vf high(terms x) { return (vf)((vu)x & (vu)spread_int(0xffff0000)); }
 
 /* The first n lanes, or all. */
 INL vf load_some(const float *from, i64 n) {
@@ -65,21 +63,26 @@ static void tile_pack_columns(const float *rows, i64 stride, const int64_t *inde
     }
 }
 
-/* 2^x as `exp2_neg`, to 1e-4: a weight is rounded to 4e-3. */
-INL vf exp2_rough(vf x) {
+/* 2^x for x <= 0 as `exp2_neg`, to 1e-4: a weight is rounded to 4e-3. Half of its last bit is added, so that cutting
+ * it off rounds. */
+INL vf exp2_to_round(vf x) {
     x = larger(spread(-100.f), x);
-    vf t = x + 12582912.f;
-    vf f = x - (t - 12582912.f);
-    vf p = spread(0.05500895f);
-    p = p * f + 0.24221101f;
-    p = p * f + 0.69328293f;
-    p = p * f + 1.0f;
-    return (vf)((vu)p + ((vu)t << 23));
+    vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
+    vf p = spread(0.07706724f);
+    p = p * f + 0.22764498f;
+    p = p * f + 0.69511663f;
+    p = p * f + 1.00390625f;
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
 }
 
 INL vf weight_of(vf s, vf top, int is_masked) {
-    vf e = exp2_rough(s - top);
+    vf e = exp2_to_round(s - top);
     return is_masked ? blend(s == spread(TILE_MASKED), (vf){0}, e) : e;
+}
+
+/* The leading halves: first in the low half, second in the high one. */
+INL terms halves_of(vf first, vf second) {
+    return (terms)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)((vu)first >> 16), (__m512i)second);
 }
 
 /* The softmax's weights 2^(s - top), in place, and their sum: that of the rounded ones, which divides what they weigh. */
@@ -96,9 +99,9 @@ INL void soften_block(int nv, vf *s, i64 n, const vf *m, vf *sum, int is_masked)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
             vf second = k + 1 < n ? weight_of(s[(k + 1) * NV + j], top[j], is_masked) : (vf){0};
-            terms both = pair_of(weight_of(s[k * NV + j], top[j], is_masked), second);
+            terms both = halves_of(weight_of(s[k * NV + j], top[j], is_masked), second);
             weights[k / 2 * NV + j] = both;
-            total[j] += low(both) + high(both);
+            total[j] = add_product(total[j], both, spread_term(ONES));
         }
 #pragma GCC unroll 8
     for (int j = 0; j < nv; j++) sum[j] = total[j];
