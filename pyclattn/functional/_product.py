@@ -105,12 +105,16 @@ def checked(
         result = _check.writable("out", out, out.shape)
     else:
         result = _check.writable("out", out, full)
+    deep = depth + ACTIVATION_DEPTH.get(activation, OTHER_ACTIVATION_DEPTH)
+    return Product(rows, shift, activation, added, result, useful_threads(n_threads, full[0], deep, width))
+
+
+def useful_threads(n_threads: int | None, n_rows: int, depth: int, width: int) -> int:
+    """How many of the threads a product of these sizes is worth; 0 where there is nothing to compute."""
     threads = _threads.resolve(n_threads)
-    if result.size == 0:
-        threads = 0
-    elif (full[0] + WAITING_ROWS) * (depth + ACTIVATION_DEPTH.get(activation, OTHER_ACTIVATION_DEPTH)) * width < SMALL:
-        threads = 1
-    return Product(rows, shift, activation, added, result, threads)
+    if n_rows * width == 0:
+        return 0
+    return threads if (n_rows + WAITING_ROWS) * depth * width >= SMALL else 1
 
 
 @lru_cache(maxsize=256)

@@ -12,11 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from pyclattn import _dispatch, _threads
+from pyclattn import _dispatch
 from pyclattn.arrays import Float32, Given, Int32, Int64
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 from pyclattn.functional import _check
-from pyclattn.functional._product import LEAST_ROWS, SMALL, TASKS_PER_THREAD, WAITING_ROWS, bound, checked
+from pyclattn.functional._product import LEAST_ROWS, TASKS_PER_THREAD, bound, checked, useful_threads
 
 # 65,536 products of 255 and 127 fit in an int32.
 LARGEST_DEPTH = 1 << 16
@@ -97,8 +97,7 @@ class PackedInt8:
             return lambda: result
         if depth == 0:
             return lambda: result.fill(0) or result
-        threads = _threads.resolve(n_threads)
-        threads = threads if (len(rows) + WAITING_ROWS) * depth * width >= SMALL else 1
+        threads = useful_threads(n_threads, len(rows), depth, width)
         tasks = _cut(len(rows), len(self.panels), threads)
         call = _dispatch.bind("int8.sum_products", threads, rows, self.panels, tasks, result)
 
