@@ -27,7 +27,7 @@ def token_tasks(spans, chunk):
 @pytest.mark.parametrize("is_laplace", [False, True])
 @pytest.mark.parametrize(("dim", "n_clusters"), [(1, 1), (5, 7), (16, 70), (64, 33)])
 def test_affinities(name, fast, dim, n_clusters, is_laplace):
-    """A window of the tokens, by token and by cluster; a NaN is below all."""
+    """A window of the tokens, by token, with the nearest clusters, and by cluster; a NaN is below all."""
     query, key, _, surrogates, shares, spans, index = rows_case(dim, n_clusters)
     query = query.copy()
     query[0, 1, index[20]] = np.nan
@@ -38,12 +38,20 @@ def test_affinities(name, fast, dim, n_clusters, is_laplace):
             n = len(index) - 2 * origin
             out = new((n_clusters, n), np.float32, np.nan).T if by_cluster else new((n, n_clusters), np.float32, np.nan)
             tasks = token_tasks(np.clip(spans, [0, origin, origin], [9, 9999, 9999]), chunk)
+            surest = None if by_cluster else new((len(index),), np.float32, np.nan)
+            labels = None if by_cluster else new((len(index),), np.int32, -5)
             given = (query, key, surrogates, spans, index, shares, 0.3, is_laplace, tasks, chunk, origin, out)
-            return given, out
+            return (*given, surest, labels), (out, surest, labels)
 
-        want, got = both(name, fast, make)
+        (want, *_), (got, surest, labels) = both(name, fast, make)
         assert (got[20 - origin] == -1).all()
         compare.assert_close(np.ascontiguousarray(got), want, 2e-6)
+        if not by_cluster:
+            inside = slice(origin, len(index) - origin)
+            compare.assert_same_bits(surest[inside], got.max(axis=1))
+            compare.assert_same_bits(labels[inside], got.argmax(axis=1).astype(np.int32))
+            assert np.isnan(surest[:origin]).all()
+            assert (labels[-origin:] == -5).all()
 
 
 @kernel("cast.select")
@@ -101,10 +109,12 @@ def test_assign(name, fast, kind, spare):
     affinity[50] = -1
     spans = np.array([[0, 20, 90], [1, 90, 90], [2, 90, 320]], np.int64)
     capacity = -(-230 // n_clusters) + spare
+    surest = np.concatenate([np.zeros(origin, np.float32), affinity.max(axis=1)])
 
     def make(new):
         labels = new((origin + n,), np.int32, -5)
-        return (affinity, spans, origin, capacity, np.array([[2], [0]]), labels), labels
+        labels[origin:] = affinity.argmax(axis=1)
+        return (affinity, spans, origin, capacity, surest, np.array([[2], [0]]), labels), labels
 
     want, got = both(name, fast, make)
     compare.assert_same_bits(got, want)

@@ -9,12 +9,51 @@ from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
     TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, free_floats, i64, new_floats, padded, tile_best,
-    tile_isa, tile_prefetch,
+    tile_isa, tile_prefetch, tile_prefetch_far,
 )
 
 cdef double LOG2E = 1.4426950408889634
+cdef enum:
+    WANTED = 512  # rows remembered: query, key and value of 128 members, and more
+    ASKED = 16  # rows asked for at a time: of 64 features they are 64 lines, about what a core has under way at most
+    BLOCK = 32  # scores between two such times: whole groups of every instruction set
 # Below every affinity: that of a token with a NaN.
 cdef float LEAST = -1.0
+
+
+# Rows at random places that come next: asked for, a few at a time, while the tile computes.
+cdef struct Wanted:
+    const float *rows[WANTED]
+    i64 widths[WANTED]
+    i64 n, asked
+
+
+cdef void want_nothing(Wanted *w) noexcept nogil:
+    w.n = w.asked = 0
+
+
+cdef void want(Wanted *w, const float *row, i64 width) noexcept nogil:
+    if w.n < WANTED:
+        w.rows[w.n], w.widths[w.n] = row, width
+        w.n += 1
+
+
+cdef void ask(Wanted *w, i64 n) noexcept nogil:
+    cdef i64 i
+    for i in range(w.asked, min(w.n, w.asked + n)):
+        tile_prefetch_far(w.rows[i], w.widths[i])
+    w.asked = min(w.n, w.asked + n)
+
+
+cdef void score_asking(const tile_isa *isa, Wanted *wanted, const float *keys, i64 n, i64 depth, const float *panel,
+                       i64 vectors, float *s, float *peaks) noexcept nogil:
+    """Scores of n keys side by side, and rows that come next."""
+    cdef i64 at = 0
+    while at < n:
+        ask(wanted, ASKED)
+        isa.score(keys + at * depth, depth, min(BLOCK, n - at), depth, panel, vectors, s + at * isa.lanes,
+                  peaks + at // isa.group * isa.lanes)
+        at += BLOCK
 
 
 cdef void weigh(const tile_isa *isa, float *s, const float *peaks, i64 n, i64 vectors, bint is_laplace, float *m,
@@ -32,11 +71,13 @@ cdef void weigh(const tile_isa *isa, float *s, const float *peaks, i64 n, i64 ve
 def affinities(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, ::1] surrogates,
     const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, ::1] shares, double scale, bint is_laplace,
-    const int64_t[:, ::1] tasks, i64 chunk, i64 origin, float[:, :] out, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, i64 chunk, i64 origin, float[:, :] out, float[::1] surest, int32_t[::1] labels,
+    int64_t[::1] counter,
 ):
-    """How near `chunk` tokens are to each cluster."""
+    """How near `chunk` tokens are to each cluster, and where asked for the nearest."""
     cdef:
         const tile_isa *isa
+        Wanted wanted
         float *memory
         float *panel
         float *s
@@ -47,6 +88,9 @@ def affinities(
         float *mass
         float *alpha
         float *ones
+        float *zeros
+        float *most
+        int32_t *nearest
         const float *rows
         i64 n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
         i64 strides[2]
@@ -59,7 +103,7 @@ def affinities(
     with nogil:
         isa = current()
         lanes = isa.lanes
-        memory = new_floats((depth + 3 * n_clusters + 8) * padded(lanes))
+        memory = new_floats((depth + 3 * n_clusters + 10) * padded(lanes) + padded(n_clusters))
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one panel of affinities")
@@ -70,6 +114,9 @@ def affinities(
         factor = peaks + (n_clusters + 1) * padded(lanes)
         m, mass, alpha = factor + padded(lanes), factor + 2 * padded(lanes), factor + 3 * padded(lanes)
         ones = factor + 4 * padded(lanes)
+        most, nearest = factor + 5 * padded(lanes), <int32_t *> (factor + 6 * padded(lanes))
+        zeros = factor + 7 * padded(lanes)
+        memset(zeros, 0, n_clusters * sizeof(float))
         for i in range(lanes):
             ones[i] = 1
         while True:
@@ -85,9 +132,13 @@ def affinities(
                 for head in range(n_heads):
                     for side in range(2):
                         rows = &query[batch, head, 0, 0] if side == 0 else &key[batch, head, 0, 0]
+                        want_nothing(&wanted)
+                        for i in range(n, min(n + lanes, stop - at)):  # of the next panel
+                            want(&wanted, rows + index[at + i] * strides[side], depth)
                         isa.load(rows, strides[side], &index[at], n, depth,
                                  <float> (scale if is_laplace else scale * LOG2E), panel)
-                        isa.score(&surrogates[head, 0, 0], depth, n_clusters, depth, panel, vectors, s, peaks)
+                        score_asking(isa, &wanted, &surrogates[head, 0, 0], n_clusters, depth, panel, vectors, s,
+                                     peaks)
                         weigh(isa, s, peaks, n_clusters, vectors, is_laplace, m, mass, alpha)
                         for i in range(lanes):
                             share = shares[batch, index[at + i]] if i < n else 0
@@ -97,6 +148,12 @@ def affinities(
                     for i in range(n):
                         x = total[c * lanes + i]
                         total[c * lanes + i] = x if x >= 0 else LEAST
+                if labels is not None:
+                    for i in range(lanes):
+                        most[i] = 2 * LEAST
+                    isa.nearest(total, n_clusters, vectors, zeros, 0, most, nearest)
+                    memcpy(&surest[at], most, n * sizeof(float))
+                    memcpy(&labels[at], nearest, n * sizeof(int32_t))
                 if is_by_token:
                     isa.store(total, ones, n, n_clusters, 1.0, NULL, &out[at - origin, 0], row_step, NULL)
                 else:
@@ -184,26 +241,6 @@ cdef void sort_tokens(int64_t *keys, int64_t *spare, i64 n) noexcept nogil:
         keys, spare = spare, other
 
 
-cdef i64 largest(const float *row, i64 n) noexcept nogil:
-    """The place of a row's largest, the first of several; affinities are numbers."""
-    cdef float peaks[8]
-    cdef i64 c = 0, i
-    for i in range(8):
-        peaks[i] = -INFINITY
-    while c + 8 <= n:  # eight chains at once
-        for i in range(8):
-            peaks[i] = row[c + i] if row[c + i] > peaks[i] else peaks[i]
-        c += 8
-    for i in range(c, n):
-        peaks[0] = row[i] if row[i] > peaks[0] else peaks[0]
-    for i in range(1, 8):
-        peaks[0] = peaks[i] if peaks[i] > peaks[0] else peaks[0]
-    for c in range(n):
-        if row[c] == peaks[0]:
-            return c
-    return 0
-
-
 cdef i64 best_open(const float *row, i64 n_clusters, const int64_t *sizes, i64 capacity) noexcept nogil:
     cdef i64 c, best = -1
     for c in range(n_clusters):
@@ -213,17 +250,16 @@ cdef i64 best_open(const float *row, i64 n_clusters, const int64_t *sizes, i64 c
 
 
 def assign(
-    const float[:, ::1] affinity, const int64_t[:, ::1] spans, i64 origin, i64 capacity,
+    const float[:, ::1] affinity, const int64_t[:, ::1] spans, i64 origin, i64 capacity, const float[::1] surest,
     const int64_t[:, ::1] tasks, int32_t[::1] labels, int64_t[::1] counter,
 ):
-    """Tokens to clusters, the surest first."""
+    """Tokens to clusters, the surest first; `labels` come as those of their nearest."""
     cdef:
         float *memory
         int64_t *keys
         int64_t *sorted_keys
         int64_t *sizes
-        const float *row
-        i64 n_clusters = affinity.shape[1], task, best
+        i64 n_clusters = affinity.shape[1], task
         int64_t most = 0, start, stop, t, i
         int32_t bits
 
@@ -244,12 +280,9 @@ def assign(
             start, stop = spans[tasks[task, 0], 1], spans[tasks[task, 0], 2]
             memset(sizes, 0, n_clusters * sizeof(int64_t))
             for t in range(start, stop):
-                row = &affinity[t - origin, 0]
-                best = largest(row, n_clusters)
-                labels[t] = <int32_t> best
                 # ascending: the largest affinity first (bits of floats >= 0 are ordered as they are), then the token
-                memcpy(&bits, &row[best], sizeof(float))
-                if not row[best] >= 0:
+                memcpy(&bits, &surest[t], sizeof(float))
+                if not surest[t] >= 0:
                     bits = 0
                 keys[t - start] = (<int64_t> (INT32_MAX - bits) << 32) | (t - start)
             sort_tokens(keys, sorted_keys, stop - start)
@@ -263,6 +296,7 @@ def assign(
 
 cdef struct Work:
     const tile_isa *isa
+    Wanted wanted
     float *memory
     float *panels   # queries [D], output [E], and four rows of lanes; one after the other
     float *s
@@ -277,6 +311,7 @@ cdef bint work_new(Work *w, i64 depth, i64 width, i64 n_panels, i64 n_scores, i6
     cdef size_t lane_size
     w.isa = current()
     w.lanes, w.depth, w.width = w.isa.lanes, depth, width
+    want_nothing(&w.wanted)
     lane_size = padded(w.lanes)
     w.panel_size = (depth + width + 3) * lane_size
     w.memory = new_floats(n_panels * w.panel_size + (2 * n_scores + 1) * lane_size
@@ -320,7 +355,7 @@ cdef void panel_begin(Work *w, Panel p, const float *rows, i64 stride, const int
 cdef void panel_step(Work *w, Panel p, i64 n, i64 vectors, const float *gains, bint is_laplace) noexcept nogil:
     """One block of members; `gains` multiply their scores."""
     cdef i64 k, i
-    w.isa.score(w.keys, w.depth, n, w.depth, p.queries, vectors, w.s, w.peaks)
+    score_asking(w.isa, &w.wanted, w.keys, n, w.depth, p.queries, vectors, w.s, w.peaks)
     if gains != NULL:
         for k in range(n):
             for i in range(vectors * w.isa.vector):
@@ -331,6 +366,7 @@ cdef void panel_step(Work *w, Panel p, i64 n, i64 vectors, const float *gains, b
         w.isa.soften_masked(w.s, n, vectors, p.m, p.mass, p.alpha)
     else:
         w.isa.soften(w.s, n, w.peaks, vectors, p.m, p.mass, p.alpha)
+    ask(&w.wanted, ASKED)
     w.isa.accumulate(w.values, w.width, n, w.width, w.s, vectors, p.alpha, p.o)
 
 
@@ -347,7 +383,7 @@ def attend_clusters(
         Panel p
         i64 depth = query.shape[3], width = value.shape[3], n_clusters = surrogates.shape[1]
         i64 q_stride = query.strides[2] // 4, k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4
-        i64 task, cluster, head, n_queries, n_panels, n, i, k, used
+        i64 task, upcoming, cluster, head, n_queries, n_panels, n, i, k, used
         int64_t first, at, stop, row
         const float *keys
         const float *values
@@ -359,10 +395,16 @@ def attend_clusters(
         if not work_new(&w, depth, width, n_panels + 1, TILE_KEYS, TILE_KEYS):
             with gil:
                 raise MemoryError("no memory for one block of attention")
-        while True:
-            task = draw_task(&counter[0])
-            if task >= tasks.shape[0]:
-                break
+        upcoming = draw_task(&counter[0])
+        while upcoming < tasks.shape[0]:
+            task, upcoming = upcoming, draw_task(&counter[0])
+            want_nothing(&w.wanted)
+            if upcoming < tasks.shape[0]:
+                cluster, head = tasks[upcoming, 0], tasks[upcoming, 1]
+                for at in range(member_offsets[cluster], member_offsets[cluster + 1]):
+                    want(&w.wanted, &query[batches[cluster], head, rows[at], 0], depth)
+                    want(&w.wanted, &key[batches[cluster], head, rows[at], 0], depth)
+                    want(&w.wanted, &value[batches[cluster], head, rows[at], 0], width)
             cluster, head = tasks[task, 0], tasks[task, 1]
             at, stop = member_offsets[cluster], member_offsets[cluster + 1]
             first = at + tasks[task, 2]
@@ -426,7 +468,7 @@ cdef void score_clusters(Work *w, Panel p, const float *surrogates, i64 n_cluste
     """Weights of the clusters of one sequence, 0 for one without members."""
     cdef i64 c, i
     cdef bint has_empty = False
-    w.isa.score(surrogates, w.depth, n_clusters, w.depth, p.queries, vectors, w.s, w.peaks)
+    score_asking(w.isa, &w.wanted, surrogates, n_clusters, w.depth, p.queries, vectors, w.s, w.peaks)
     if is_laplace:
         w.isa.laplace(w.s, n_clusters, vectors)
     for c in range(n_clusters):
@@ -460,7 +502,7 @@ def mix(
         i64 depth = query.shape[3], width = out.shape[3], n_clusters = surrogates.shape[1]
         i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
         i64 task, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
-        int64_t t, stop, ahead
+        int64_t t, stop
         float x
         bint is_finite
 
@@ -495,6 +537,13 @@ def mix(
                     memcpy(w.s, p.queries, depth * w.lanes * sizeof(float))
                     memset(p.queries, 0, depth * w.lanes * sizeof(float))
                     w.isa.add_shares(w.s, depth, vectors, own_gains, p.queries)
+                want_nothing(&w.wanted)
+                for i in range(n):  # what is read and written at the end, while the tile computes
+                    want(&w.wanted, &out[batch, head, index[t + i], 0], width)
+                    for place in range(place_offsets[t + i], place_offsets[t + i + 1]):
+                        want(&w.wanted, &within[head, places[place], 0], width)
+                for i in range(n, min(n + w.lanes, stop - t)):
+                    want(&w.wanted, &query[batch, head, index[t + i], 0], depth)
                 score_clusters(&w, p, &surrogates[head, 0, 0], n_clusters, &member_offsets[first_cluster], vectors,
                                is_laplace)
                 at = 0
@@ -504,6 +553,7 @@ def mix(
                         weights[at] = w.s[d] / p.mass[i]
                         w.s[d] = 0
                         at += 1
+                ask(&w.wanted, WANTED)
                 if is_finite:
                     w.isa.accumulate(&summaries[head, first_cluster, 0], width, n_clusters, width, w.s, vectors,
                                      p.alpha, p.o)
@@ -513,9 +563,6 @@ def mix(
                 at = 0
                 for i in range(n):
                     row = &out[batch, head, index[t + i], 0]
-                    ahead = min(place_offsets[t + i] + 8, place_offsets[stop] - 1)
-                    if ahead >= 0:
-                        tile_prefetch(&within[head, places[ahead], 0], width)
                     for place in range(place_offsets[t + i], place_offsets[t + i + 1]):
                         own, x = &within[head, places[place], 0], weights[at]
                         for e in range(width):

@@ -56,6 +56,7 @@ cdef extern from "tile.h" nogil:
         float (*fma_loop)(i64) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil
+    void tile_prefetch_far(const float *row, i64 width) noexcept nogil
     float tile_term(const float *words, i64 stride, i64 pair, i64 k) noexcept nogil
     bint tile_all_finite(const float *words, i64 stride, i64 pair, i64 n, i64 width) noexcept nogil
 

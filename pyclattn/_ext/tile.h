@@ -119,6 +119,12 @@ static inline void tile_prefetch(const float *row, i64 width) {
     for (i64 d = 0; d < width; d += 16) __builtin_prefetch(row + d);
 }
 
+/* What is needed only after the tile's next block: into the second-level cache, since the first is the tile's. Asked for
+ * into the first, the same rows are worth nothing. */
+static inline void tile_prefetch_far(const float *row, i64 width) {
+    for (i64 d = 0; d < width; d += 16) __builtin_prefetch(row + d, 0, 2);
+}
+
 /* Term k of a sum whose words lie `stride` apart. */
 static inline float tile_term(const float *words, i64 stride, i64 pair, i64 k) {
     if (pair == 1) return words[k * stride];

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Bool, Float32, Given, Int64
+from pyclattn.arrays import Bool, Float32, Given, Int32, Int64
 from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
 from pyclattn.functional._scratch import scratch
@@ -18,15 +18,15 @@ from pyclattn.functional._scratch import scratch
 CLUSTERINGS = ("topk", "sa_topk")
 ATTENTIONS = ("softmax", "laplace")
 # Tokens of one task: whole panels of every instruction set (48, 24 and 8 lanes).
-CHUNK = 96
+CHUNK = 192
 # Tokens of one task of the mixing, which begins by looking through the summaries.
 MIX_CHUNK = 384
 # Members of one task: four 48-lane panels share each gathered block of keys.
 MEMBERS = 192
 # Clusters whose tokens one task selects.
 CLUSTER_CHUNK = 4
-# Affinities held at a time: 4 MB. SA Top-K holds at least those of one sequence.
-CELLS = 1 << 20
+# Affinities held at a time: 8 MB. SA Top-K holds at least those of one sequence.
+CELLS = 1 << 21
 # Tokens of one round: a large batch goes through in rounds, so that working memory does not grow with it.
 ROUND = 65_536
 # Multiply-adds below which a second thread costs more than it saves.
@@ -294,17 +294,17 @@ def _topk(q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recip
     scores, best = np.empty((n_in_all, topk), np.float32), np.empty((n_in_all, topk), np.int64)
     counts = np.zeros(n_in_all, np.int64)
     window = min(n_tokens, max(CHUNK, CELLS // n_clusters))
-    cells = np.empty((n_clusters, window), np.float32)
-    for origin in range(0, n_tokens, window):
-        affinity = cells[:, : n_tokens - origin].T
-        _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads)
-        ends = np.clip(tokens.spans[:, 1:], origin, origin + len(affinity))
-        seen = np.flatnonzero(ends[:, 0] < ends[:, 1])
-        tasks = _ragged.per_chunk(np.full(len(seen), n_clusters), 1, CLUSTER_CHUNK)[:, ::2]
-        tasks = np.stack([seen[tasks[:, 0]], tasks[:, 1]], axis=1)
-        launch(
-            "cast.select", n_threads, affinity, tokens.spans, origin, tasks, CLUSTER_CHUNK, scores, best, counts
-        )  # fmt: skip
+    with scratch((n_clusters, window)) as cells:
+        for origin in range(0, n_tokens, window):
+            affinity = cells[:, : n_tokens - origin].T
+            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads)
+            ends = np.clip(tokens.spans[:, 1:], origin, origin + len(affinity))
+            seen = np.flatnonzero(ends[:, 0] < ends[:, 1])
+            tasks = _ragged.per_chunk(np.full(len(seen), n_clusters), 1, CLUSTER_CHUNK)[:, ::2]
+            tasks = np.stack([seen[tasks[:, 0]], tasks[:, 1]], axis=1)
+            launch(
+                "cast.select", n_threads, affinity, tokens.spans, origin, tasks, CLUSTER_CHUNK, scores, best, counts
+            )  # fmt: skip
     return _Members(best[np.arange(topk) < counts[:, None]], _ends(counts))
 
 
@@ -313,16 +313,17 @@ def _sa_topk(
 ) -> _Members:
     """Each token in one cluster, by sequences: a token may need its affinity to any cluster."""
     n_clusters, n_tokens = recipe.surrogates.shape[1], len(tokens.index)
-    labels = np.empty(n_tokens, np.int32)
+    labels, surest = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.float32)
     windows = np.cumsum(tokens.lengths) // max(1, CELLS // n_clusters)
     for number in np.unique(windows):
         own = np.flatnonzero(windows == number)
         origin, stop = int(tokens.spans[own[0], 1]), int(tokens.spans[own[-1], 2])
-        affinity = np.empty((stop - origin, n_clusters), np.float32)
-        _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads)
-        launch(
-            "cast.assign", n_threads, affinity, tokens.spans, origin, recipe.cluster_size, own[:, None], labels
-        )  # fmt: skip
+        with scratch((stop - origin, n_clusters)) as affinity:
+            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, surest, labels)
+            launch(
+                "cast.assign", n_threads, affinity, tokens.spans, origin, recipe.cluster_size, surest, own[:, None],
+                labels,
+            )  # fmt: skip
     clusters = labels + n_clusters * np.repeat(np.arange(len(tokens.spans)), tokens.lengths)
     counts = np.bincount(clusters, minlength=len(tokens.spans) * n_clusters)
     return _Members(_order(clusters, len(counts)), _ends(counts))
@@ -330,15 +331,15 @@ def _sa_topk(
 
 def _affinities(
     q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, origin: int, out: Float32,
-    n_threads: int,
+    n_threads: int, surest: Float32 | None = None, labels: Int32 | None = None,
 ) -> None:  # fmt: skip
-    """Of the tokens from ``origin`` on, into ``out`` (n, C)."""
+    """Of the tokens from ``origin`` on, into ``out`` (n, C); where asked for also the nearest cluster of each token."""
     ends = np.clip(tokens.spans[:, 1:], origin, origin + len(out))
     tasks = _ragged.per_chunk(ends[:, 1] - ends[:, 0], 1, CHUNK)[:, ::2]
     tasks = np.stack([tasks[:, 0], tasks[:, 1] + ends[tasks[:, 0], 0]], axis=1)
     launch(
         "cast.affinities", n_threads, q, k, recipe.surrogates, tokens.spans, tokens.index, shares, recipe.factor,
-        recipe.is_laplace, tasks, CHUNK, origin, out,
+        recipe.is_laplace, tasks, CHUNK, origin, out, surest, labels,
     )  # fmt: skip
 
 

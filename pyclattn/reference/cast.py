@@ -29,12 +29,14 @@ def _weights(logits: Float64, is_laplace: bool) -> Float64:
 
 def affinities(
     query: Float32, key: Float32, surrogates: Float32, spans: Int64, index: Int64, shares: Float32, scale: float,
-    is_laplace: bool, tasks: Int64, chunk: int, origin: int, out: Float32, counter: Int64,
+    is_laplace: bool, tasks: Int64, chunk: int, origin: int, out: Float32, surest: Float32 | None,
+    labels: Int32 | None, counter: Int64,
 ) -> None:  # fmt: skip
     """How near ``chunk`` tokens are to each cluster, summed over heads; a task is [sequence, first token].
 
     ``surrogates`` (H, C, D); ``shares`` (B, N) of the query's part. Token t is row ``t - origin`` of ``out`` (n, C).
-    NaN becomes LEAST.
+    NaN becomes LEAST. Where they are given, ``labels`` and ``surest`` (tokens,) get each token's nearest cluster, the
+    first of several, and its affinity.
     """
     for sequence, first in drawn(tasks, counter):
         batch, _, stop = spans[sequence].tolist()
@@ -46,7 +48,10 @@ def affinities(
             of_query = _weights(query[batch, head, rows].astype(np.float64) @ own.T * scale, is_laplace)
             of_key = _weights(key[batch, head, rows].astype(np.float64) @ own.T * scale, is_laplace)
             total += share * of_query + (1 - share) * of_key
-        out[tokens.start - origin : tokens.stop - origin] = np.where(total >= 0, total, LEAST)
+        found = out[tokens.start - origin : tokens.stop - origin]
+        found[...] = np.where(total >= 0, total, LEAST)
+        if labels is not None and surest is not None:
+            labels[tokens], surest[tokens] = found.argmax(axis=1), found.max(axis=1)
 
 
 def select(
@@ -72,19 +77,21 @@ def select(
 
 
 def assign(
-    affinity: Float32, spans: Int64, origin: int, capacity: int, tasks: Int64, labels: Int32, counter: Int64
-) -> None:
+    affinity: Float32, spans: Int64, origin: int, capacity: int, surest: Float32, tasks: Int64, labels: Int32,
+    counter: Int64,
+) -> None:  # fmt: skip
     """SA Top-K: tokens in descending order of their best affinity, each to its best cluster that has room.
 
-    A task is [sequence]; ``affinity`` (n, C) is of the tokens from ``origin`` on, ``labels`` of all tokens. Ties go to
-    the first token, and to the first cluster.
+    A task is [sequence]; ``affinity`` (n, C) is of the tokens from ``origin`` on. ``surest`` and ``labels`` are of all
+    tokens, as `affinities` gives them; labels become those of the clusters taken. Ties go to the first token, and to
+    the first cluster.
     """
     n_clusters = affinity.shape[1]
     for (sequence,) in drawn(tasks, counter):
         _, start, stop = spans[sequence].tolist()
         own = affinity[start - origin : stop - origin]
         sizes = np.zeros(n_clusters, np.int64)
-        for t in np.lexsort((np.arange(len(own)), -own.max(axis=1))):
+        for t in np.lexsort((np.arange(len(own)), -surest[start:stop])):
             labels[start + t] = np.argmax(np.where(sizes < capacity, own[t], -np.inf))
             sizes[labels[start + t]] += 1
 
