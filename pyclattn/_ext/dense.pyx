@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
-from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
+from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa, tile_prefetch_far
 
 from pyclattn.errors import BackendError
 
@@ -45,6 +45,21 @@ cdef void deliver(finish_t finish, const float *s, i64 lanes, i64 n, i64 column,
             piece = piece_at(t, row + r, n - r, column + c, columns - c)
             finish(s + r * lanes + c, piece.rows, piece.columns, shift + c if shift != NULL else NULL, kind,
                    added + r * added_stride + c if added != NULL else NULL, added_stride, piece.data, t.row_stride)
+            c += piece.columns
+        r += piece.rows
+
+
+cdef void expect(const Target *t, i64 row, i64 n, i64 column, i64 columns) noexcept nogil:
+    """Ask for the lines that n rows of a panel's columns will be written to, while their sums are computed."""
+    cdef:
+        Piece piece
+        i64 r = 0, c, i
+    while r < n:
+        c = 0
+        while c < columns:
+            piece = piece_at(t, row + r, n - r, column + c, columns - c)
+            for i in range(piece.rows):
+                tile_prefetch_far(piece.data + i * t.row_stride, piece.columns)
             c += piece.columns
         r += piece.rows
 
@@ -145,6 +160,7 @@ cdef int multiply_with(
                 row = start
                 while row < stop:
                     n = min(BLOCK, stop - row)
+                    expect(&t, row, n, column, columns)
                     isa.score(own_rows + (row - start) * own_stride, own_stride, n, depth,
                               panels + panel * n_words * lanes, (columns + isa.vector - 1) // isa.vector, s, peaks)
                     if added != NULL:
