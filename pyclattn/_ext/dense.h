@@ -33,6 +33,7 @@ static void tile_finish(const float *s, i64 n, i64 width, const float *bias, int
     switch (activation) {
     case TILE_RELU: FINISH(TILE_RELU); break;
     case TILE_GELU: FINISH(TILE_GELU); break;
+    case TILE_ROUGH_GELU: FINISH(TILE_ROUGH_GELU); break;
     case TILE_GELU_TANH: FINISH(TILE_GELU_TANH); break;
     case TILE_QUICK_GELU: FINISH(TILE_QUICK_GELU); break;
     case TILE_SILU: FINISH(TILE_SILU); break;

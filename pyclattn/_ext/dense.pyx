@@ -3,7 +3,9 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
-from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa, tile_prefetch_far
+from pyclattn._ext.isa cimport (
+    TILE_ROUGH_GELU, bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa, tile_prefetch_far,
+)
 
 from pyclattn.errors import BackendError
 
@@ -13,6 +15,11 @@ ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
 # Rows of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
 cdef enum:
     BLOCK = 32
+
+
+cdef int kind_of(str activation, bint is_rounded) except -1:
+    """The activation's number; of products whose terms were rounded GELU need not be exact to the last place."""
+    return TILE_ROUGH_GELU if is_rounded and activation == "gelu" else ACTIVATIONS.index(activation)
 
 
 cdef Target target_of(float[:, :, :, :] out) noexcept:
@@ -116,7 +123,7 @@ cdef int multiply_with(
         const float *own_shift = NULL
         const float *added = NULL
         const float *own_added = NULL
-        int kind = ACTIVATIONS.index(activation)
+        int kind = kind_of(activation, isa.pair > 1)
         Target t = target_of(out)
         bint is_direct = t.n_heads == 1 or t.head_dim % isa.vector == 0
         i64 depth = rows.shape[1], width = t.n_heads * t.head_dim

@@ -107,6 +107,20 @@ INL vf normal_share(vf x) {
 
 INL vf gelu(vf x) { return x * normal_share(x); }
 
+/* GELU to 2e-4, in a quarter of the time. The normal distribution function less 1/2 is x times a polynomial in x^2, from
+ * 3.95 on a little more than 1/2, so that very negative numbers become 0. */
+INL vf rough_gelu(vf x) {
+    vf bounded = smaller(spread(3.95f), larger(spread(-3.95f), x)), square = bounded * bounded;
+    vf p = spread(2.44360707e-08f);
+    p = p * square - 1.68116751e-06f;
+    p = p * square + 4.9552242e-05f;
+    p = p * square - 0.00082904236f;
+    p = p * square + 0.00884293319f;
+    p = p * square - 0.0647227851f;
+    p = p * square + 0.397986946f;
+    return x * larger((vf){0}, p * bounded + 0.5f);
+}
+
 INL vf quick_gelu(vf x) { /* 1.702 = 1.7016602 + 0.00033984 */
     vf bounded = smaller(spread(99.f), larger(spread(-99.f), x)), front = leading(bounded);
     return x * logistic_sum(1.7016602f * front, 1.7016602f * (bounded - front) + 0.000339843752f * bounded);
@@ -116,6 +130,7 @@ INL vf activated(int kind, vf x) {
     switch (kind) {
     case TILE_RELU: return larger((vf){0}, x);
     case TILE_GELU: return gelu(x);
+    case TILE_ROUGH_GELU: return rough_gelu(x);
     case TILE_GELU_TANH: return x * logistic(x * (x * x * 0.071354816f + 1.5957691f)); /* sqrt(8 / pi) */
     case TILE_QUICK_GELU: return quick_gelu(x);
     case TILE_SILU: return x * logistic(x);

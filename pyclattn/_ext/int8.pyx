@@ -3,14 +3,11 @@
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, strcmp
 
-from pyclattn._ext.dense cimport Target, deal_heads, deliver, tallest, target_of
+from pyclattn._ext.dense cimport Target, deal_heads, deliver, expect, kind_of, tallest, target_of
 from pyclattn._ext.isa cimport current, draw_task, free_floats, i64, new_floats, tile_isa
 
 from pyclattn import _config
 from pyclattn.errors import BackendError
-
-# In the order of tile.h.
-ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
 
 # Rows of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
 cdef enum:
@@ -107,7 +104,7 @@ def multiply(
         const float *own_shift = NULL
         const float *added = NULL
         const float *own_added = NULL
-        int kind = ACTIVATIONS.index(activation)
+        int kind = kind_of(activation, True)
         Target t = target_of(out)
         bint is_direct = t.n_heads == 1 or t.head_dim % tile.vector == 0
         i64 depth = rows.shape[1], width = t.n_heads * t.head_dim, lanes = isa.lanes, n_groups = panels.shape[1]
@@ -144,6 +141,7 @@ def multiply(
                 row = start
                 while row < stop:
                     n = min(BLOCK, stop - row)
+                    expect(&t, row, n, column, columns)
                     isa.multiply(codes + (row - start) * stride, stride, n, n_groups, &panels[panel, 0, 0, 0],
                                  &offsets[column], &scales[column], row_scales + row - start, s)
                     if added != NULL:

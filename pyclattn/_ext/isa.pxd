@@ -6,6 +6,7 @@ cdef extern from "tile.h" nogil:
     ctypedef int64_t i64
     const i64 TILE_KEYS
     const float TILE_MASKED
+    const int TILE_ROUGH_GELU
 
     ctypedef struct tile_best:
         i64 topk, room

@@ -18,7 +18,8 @@ typedef int64_t i64;
 
 /* The activations of a dense layer, in the order of their names in dense.pyx. */
 enum {
-    TILE_NO_ACTIVATION, TILE_RELU, TILE_GELU, TILE_GELU_TANH, TILE_QUICK_GELU, TILE_SILU, TILE_SIGMOID
+    TILE_NO_ACTIVATION, TILE_RELU, TILE_GELU, TILE_GELU_TANH, TILE_QUICK_GELU, TILE_SILU, TILE_SIGMOID,
+    TILE_ROUGH_GELU = 32 /* of products whose terms were rounded to 8 bits */
 };
 
 /* The best keys of each lane so far. Candidates are appended in the order of their rows; a full list is cut down to
