@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from pyclattn_export.examples import groups, training  # noqa: E402
+from pyclattn_export.examples import crowding, groups, training  # noqa: E402
 from pyclattn_export.examples.network import Block, Classifier  # noqa: E402
 from pyclattn_export.torch_layers import CASTAttention  # noqa: E402
 
@@ -87,3 +87,12 @@ def test_choices_of_batches_and_layers_lie_in_a_row_a_sequence():
     assert rows.shape == (5, 12)
     assert rows.all(1).tolist() == [True] * 4 + [False]
     assert groups.joined([], 5).shape == (5, 0)
+
+
+def test_crowding_tells_who_is_where():
+    affinity = np.array([[[3.0, 1], [2, 1], [0, 1]]])
+    chosen = np.array([[[True, False], [False, True], [True, True]]])
+    assert crowding.crowding(affinity, chosen) == {
+        "in none": 0, "in several": pytest.approx(1 / 3), "in the nearest": pytest.approx(2 / 3),
+        "nearer ones": pytest.approx(1 / 3), "most wanted": 2,
+    }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import pyclattn
 from pyclattn_export.examples.data import listops, pixels, point_clouds, tokens
 
+CLUSTERED = ("topk", "topk-softmax", "topk-laplace", "sa_topk-softmax", "sa_topk-laplace")
 TRAINED = Path(__file__).parents[1] / "data" / "trained"
 FOUND = {
     (path.stem, network["name"]): network
@@ -22,9 +23,6 @@ MOST = {"exact": 20}
 DEFAULT_MOST = 80
 # Each script's N_TEST and TEST_SEED: the sequences it was scored on.
 N_TEST, TEST_SEED, N_POINTS = 500, 2, 1024
-
-# Two tokens as near to a cluster to the last digit: in a few of 360 images rounding decides which one it takes.
-NEAR_TIES = {("pixels", "topk-softmax"), ("pixels", "sa_topk-softmax"), ("pixels", "sa_topk-laplace")}
 
 
 @cache
@@ -66,8 +64,20 @@ def test_a_trained_network_is_right_as_often_as_in_torch(example, name):
 
 
 @pytest.mark.parametrize(("example", "name"), FOUND, ids=IDS)
-def test_export_changed_nothing(example, name):
+def test_export_changed_nothing_but_how_ties_fall(example, name):
+    """Where two tokens are as near to a cluster to the last digit, rounding decides; so it does in PyTorch."""
     found = FOUND[example, name]
-    assert found["within"] >= (0.99 if (example, name) in NEAR_TIES else 1)
     assert found["same_predictions"] == 1
+    assert found["pyclattn"]["largest_alike"] <= 1e-4  # where all tokens are in the clusters PyTorch puts them in
+    if name in CLUSTERED:
+        assert found["pyclattn"]["alike"] >= 0.99
+    else:
+        assert found["pyclattn"]["within"] == found["pyclattn"]["alike"] == 1
     assert (TRAINED / f"{example}-{name}.safetensors").stat().st_size <= 2_000_000
+
+
+def test_ties_fall_otherwise_as_often_in_pytorch():
+    """Sequences whose tokens are in other clusters: beside PyTorch's float32 pyclattn, and PyTorch in float64."""
+    networks = [found for (_, name), found in FOUND.items() if name in CLUSTERED]
+    ours, theirs = (sum((1 - f[run]["alike"]) * f["n_test"] for f in networks) for run in ("pyclattn", "float64"))
+    assert ours <= theirs + 3 * max(1, theirs) ** 0.5  # both are counts of rare events
