@@ -5,7 +5,7 @@ import inputs
 import numpy as np
 import pytest
 from kernel_calls import both, holes_index, kernel, spans, tasks_of
-from test_dense_bfloat16 import ROUGH
+from test_dense_bfloat16 import assert_rough
 
 from pyclattn.errors import BackendError
 from pyclattn.functional.dense_bfloat16 import pack_bfloat16
@@ -65,7 +65,7 @@ def test_multiply(name, fast, depth, width):
         arguments = rows[:, :depth], panels, bias, "gelu", residual, np.array(tasks, np.int64)
         return (*arguments, out[None, :, None]), out
 
-    compared(name, fast, make, ROUGH)
+    assert_rough(*reversed(both(name, fast, make)))
 
 
 def words_of(pairs):

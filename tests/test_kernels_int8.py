@@ -1,11 +1,13 @@
 """Products of 8-bit whole numbers: each kernel bit for bit against the reference, at every instruction set."""
 
+from functools import partial
+
 import compare
 import naive
 import numpy as np
 import pytest
 from kernel_calls import both, kernel
-from test_dense_bfloat16 import ROUGH
+from test_dense_bfloat16 import assert_rough
 
 from pyclattn.functional.dense import ACTIVATIONS
 from pyclattn.functional.dense_int8 import pack_int8
@@ -68,7 +70,7 @@ def test_multiply_int8(name, fast, n_rows, depth, width, activation):
     weight_of = packed.panels, packed.offsets, packed.scales
     tasks = tasks_of(n_rows, len(packed.panels))
 
-    bound = ROUGH if activation == "gelu" else compare.EXACT
+    close = assert_rough if activation == "gelu" else partial(compare.assert_close, tolerance=compare.EXACT)
 
     def make(new):
         out = new((n_rows, width + 2), np.float32, np.nan)[:, :width]
@@ -80,9 +82,9 @@ def test_multiply_int8(name, fast, n_rows, depth, width, activation):
         return (rows, *weight_of, bias, activation, residual, tasks, out.swapaxes(1, 2)), out
 
     if n_rows % (n_rows // 10 or 1) == 0:
-        compare.assert_close(*reversed(both(name, fast, make_heads)), bound)
+        close(*reversed(both(name, fast, make_heads)))
     want, got = both(name, fast, make)
     if activation:
-        compare.assert_close(got, want, bound)
+        close(got, want)
     else:
         compare.assert_same_bits(got, want)
