@@ -30,6 +30,7 @@ MODULES = {
     "int8": INT8,
     "points": [],
     "rows": ROWS,
+    "tails": [],
     "winograd": WINOGRAD,
 }
 

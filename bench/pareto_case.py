@@ -53,7 +53,7 @@ N_CLUSTERS, PAIRS = (100, 400), ((100, 32), (100, 128), (100, 1024), (256, 512),
 # Of co-clustered: query and key clusters in sqrt(N), exact keys within these shares of all. The groups of structured
 # data are few and exact at once: fewer clusters, finer steps.
 CLUSTER_FACTORS, N_EXACT, SHARES = ((1, 0.5), (1.5, 0.75), (3, 1)), tuple(2**i for i in range(4, 13)), (1 / 600, 1 / 7)
-FOR_GROUPS = ((0.39, 0.2), (0.5, 0.25)), (128, 256, 512, 640, 768, 896, 1024, 1280, 1536, 2048), (1 / 600, 1 / 60)
+FOR_GROUPS = ((0.25, 0.2), (0.39, 0.2)), (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 2048), (1 / 600, 1 / 60)
 SMYRF = ((96, 2), (96, 8), (384, 4), (768, 8))
 N_BLOCKS = (4, 16, 64)
 # Tokens of a call before the clock runs: it loads code and starts threads.

@@ -66,7 +66,7 @@ COCLUSTERED = {
     "rows": ("coclusters.sort_rows",),
     "slopes": ("coclusters.moments",),
     "threshold": ("coclusters.score_keys", "coclusters.weigh", "coclusters.thresholds"),
-    "attend": ("coclusters.attend",),
+    "attend": ("tails.attend",),
 }
 
 

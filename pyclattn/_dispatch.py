@@ -48,8 +48,6 @@ OWNERS = {
     "coclusters.score_keys": "cython",
     "coclusters.weigh": "cython",
     "coclusters.thresholds": "cython",
-    "coclusters.attend": "cython",
-    "coclusters.attend_bfloat16": "cython",
     "conv.convolve": "cython",
     "conv.convolve_bfloat16": "cython",
     "conv.pair_channels": "cython",
@@ -61,6 +59,8 @@ OWNERS = {
     "int8.sum_products": "cython",
     "points.choose_farthest": "cython",
     "points.find_nearest": "cython",
+    "tails.attend": "cython",
+    "tails.attend_bfloat16": "cython",
     "winograd.upsample": "cython",
     "winograd.upsample_bfloat16": "cython",
 }

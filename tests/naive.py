@@ -291,6 +291,9 @@ def dense_int8(rows, codes, scales, bias, name):
 
 # Co-clustered attention (docs/coclustered.md)
 
+# Members from which a cluster of queries sums up slopes of its own; in small cases it is 10 instead of 128.
+MANY = 10
+
 
 def evenly(n, count):
     """``count`` places among n, evenly spread."""
@@ -387,11 +390,17 @@ class CoclusteredHead:
         ordered = [i for group in self.key_groups for i in group]
         return [ordered[place] for place in evenly(len(ordered), 512)]
 
-    def attend(self, c, taken):
-        """Outputs of the members of cluster c, with these keys exact."""
+    def listed(self, c, threshold, taken):
+        """The keys of the tail with slopes of their own: in large clusters, those not far below the threshold."""
+        limit = threshold - (4 * math.log(2) if len(self.groups[c]) >= MANY else 0)
+        return {i for i, error in enumerate(self.errors[c]) if error > limit} - taken, limit
+
+    def attend(self, c, taken, listed):
+        """Outputs of the members of cluster c, with these keys exact, and of those the own slope."""
         center, logits, factor = self.centers[c], self.logits[c], self.factor
         peak, width = max(logits), self.v.shape[1]
         masses, keys, values, slope = [], [], [], np.zeros((self.axes.shape[1], width))
+        own_slope, own_spread = np.zeros((self.k.shape[1], width)), np.zeros(self.k.shape[1])
         for group, own in zip(self.key_groups, self.slopes):
             left = [i for i in group if i not in taken]
             weights = [math.exp(logits[i] - peak) for i in left]
@@ -399,7 +408,13 @@ class CoclusteredHead:
                 masses.append(sum(weights))
                 keys.append(weighted_sum(weights, self.k[left]) / masses[-1])
                 values.append(weighted_sum(weights, self.v[left]) / masses[-1])
-                slope = slope + masses[-1] * own
+                for i, w in zip(left, weights):
+                    if i in listed:
+                        off = self.k[i] - keys[-1]
+                        own_slope = own_slope + w * np.outer(off, self.v[i] - values[-1])
+                        own_spread = own_spread + w * off**2
+                    else:
+                        slope = slope + w * own
         order, rows = sorted(taken), []
         for i in self.groups[c]:
             step = factor * (self.q[i] - center)
@@ -408,8 +423,9 @@ class CoclusteredHead:
             row = weighted_sum(p, np.array([*values, *self.v[order]]))
             if tail:
                 u = step @ self.axes
-                share = sum(p[: len(tail)]) / (1 + float(u**2 @ self.spread))
-                row = row + share * (u @ slope) / sum(masses)
+                share = sum(p[: len(tail)])
+                for x, own, spread in ((u, slope, self.spread), (step, own_slope, own_spread / sum(masses))):
+                    row = row + share / (1 + float(x**2 @ spread) ** 2) * (x @ own) / sum(masses)
             rows.append(row)
         return rows
 
@@ -446,8 +462,9 @@ def coclustered(
             for h, head in zip(numbers, heads):
                 for c, members in enumerate(head.groups):
                     taken = {i for i, error in enumerate(head.errors[c]) if error > threshold}
-                    out[b, h, there[members]] = head.attend(c, taken)
-                    gap = min(abs(error - threshold) for error in head.errors[c])
+                    listed, limit = head.listed(c, threshold, taken)
+                    out[b, h, there[members]] = head.attend(c, taken, listed)
+                    gap = min(min(abs(error - threshold), abs(error - limit)) for error in head.errors[c])
                     margin[b, h, there[members]] = gap if head.gap > 2e-7 else 0.0
     return out, margin
 

@@ -20,6 +20,7 @@ NEAR = 3e-5
 def short_sequences_too(monkeypatch):
     """Else sequences that loops can follow would be attended to exactly."""
     monkeypatch.setattr(coclustered, "SHORTEST", 8)
+    monkeypatch.setattr(coclustered, "MANY", naive.MANY)
 
 
 def assert_decided_close(got, want, margin, tolerance=2e-5):

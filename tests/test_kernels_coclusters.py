@@ -204,29 +204,31 @@ def test_thresholds(name, fast, share):
             assert ((errors >= limit).sum(axis=2) * sizes).sum() > most
 
 
-def attend_case(taken, dim, width, rank):
-    """Arguments of a call, as a function of how outputs are made.
+def limit_of(wanted, errors):
+    """In the widest gap near the one wanted, so that no key is on the border."""
+    if wanted in ("none", "all"):
+        return errors[-1] + 1 if wanted == "none" else errors[0] - 1
+    near = {"few": range(-30, -5), "many": range(-150, -60)}[wanted]
+    best = near[int(np.argmax([errors[i] - errors[i - 1] for i in near]))]
+    return (errors[best] + errors[best - 1]) / 2
 
-    Limits are set by hand, in the widest gap near the one wanted, so that no key is on the border.
-    """
+
+def attend_case(taken, dim, width, rank, listed="many"):
+    """Arguments of a call, as a function of how outputs are made; which rows are taken, and which are listed."""
     rows, spans, key_offsets, sequences, key_bounds, axes = rows_case(dim, width, rank, seed=dim)
     query, query_spans, offsets, order, bounds, centroids = centroid_case(dim, seed=dim)
     rng = np.random.default_rng(dim)
     key_scores = rng.standard_normal(rows.shape[:2]).astype(np.float32)
     slopes = 0.3 * rng.standard_normal((N_HEADS, len(sequences), rank * width)).astype(np.float32)
     squares = rng.random((2, N_HEADS, rank)).astype(np.float32)
-    limits = np.empty(centroids.shape[:2], np.float32)
+    limits = np.empty((2, *centroids.shape[:2]), np.float32)
     for s, (_, start, stop) in enumerate(spans.tolist()):
         for head in range(N_HEADS):
             for c in range(offsets[s], offsets[s + 1]):
                 logits = rows[head, start:stop, : dim + 1].astype(np.float64) @ centroids[head, c]
                 errors = np.sort(logits + key_scores[head, start:stop])
-                near = {"few": range(-30, -5), "many": range(-150, -60), "none": [-1], "all": [0]}[taken]
-                gaps = [errors[i] - errors[i - 1] if taken in ("few", "many") else 0.0 for i in near]
-                best = near[int(np.argmax(gaps))]
-                limits[head, c] = {"none": errors[-1] + 1, "all": errors[0] - 1}.get(
-                    taken, (errors[best] + errors[best - 1]) / 2
-                )
+                limits[:, head, c] = [limit_of(taken, errors), limit_of(listed, errors)]
+    limits[1] = np.minimum(limits[0], limits[1])
     tasks = tasks_of(N_QUERY_CLUSTERS, N_HEADS, 32)
     tasks[:, 2] += offsets[tasks[:, 0]]
     tasks = tasks[::2].copy()  # the others' rows stay as they are
@@ -243,16 +245,18 @@ def attend_case(taken, dim, width, rank):
 SHAPES = [(1, 1, 1), (16, 16, 16), (36, 5, 7), (64, 70, 16), (80, 64, 60)]
 
 
-@kernel("coclusters.attend")
+@kernel("tails.attend")
 @pytest.mark.parametrize(("dim", "width", "rank"), SHAPES)
-@pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
-def test_attend(name, fast, taken, dim, width, rank):
-    want, got = both(name, fast, attend_case(taken, dim, width, rank))
+@pytest.mark.parametrize(
+    ("taken", "listed"), [("few", "many"), ("many", "none"), ("none", "all"), ("none", "few"), ("all", "all")]
+)
+def test_attend(name, fast, taken, listed, dim, width, rank):
+    want, got = both(name, fast, attend_case(taken, dim, width, rank, listed))
     assert np.isnan(got).any()
     compare.assert_close(got, want, 1e-5)
 
 
-@kernel("coclusters.attend_bfloat16")
+@kernel("tails.attend_bfloat16")
 @pytest.mark.parametrize(("dim", "width", "rank"), [*SHAPES, (33, 8, 4)])
 @pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
 def test_attend_bfloat16(name, fast, taken, dim, width, rank):
@@ -266,7 +270,7 @@ def test_attend_bfloat16(name, fast, taken, dim, width, rank):
     want, got = both(name, fast, make)
     assert np.isnan(got).any()
     compare.assert_close(got, want, 1e-5 if taken == "none" else 2.0**-8)
-    _, plain = both("coclusters.attend", fast, make)
+    _, plain = both("tails.attend", fast, make)
     error = compare.relative_error(got[~np.isnan(got)], plain[~np.isnan(got)])
     assert error < 2e-2
     assert (error == 0) == (taken == "none"), "nothing but rows that are taken is rounded"
@@ -285,8 +289,9 @@ def test_keys_far_below_those_taken(room, logits):
     centroids = np.array([[[1, 0, 0, 0, 1]]], np.float32)
     spans, out = np.array([[0, 0, 7]]), np.full((1, 1, 7, width), np.nan, np.float32)
     _dispatch.launch(
-        "coclusters.attend", 1, query, spans, np.arange(7)[None].copy(), np.array([[0, 7]]), centroids,
-        np.array([0, 1]), np.full((1, 1), 100, np.float32), rows, np.zeros((1, n), np.float32), np.array([[0, n]]),
+        "tails.attend", 1, query, spans, np.arange(7)[None].copy(), np.array([[0, 7]]), centroids,
+        np.array([0, 1]), np.array([[[100]], [[-100]]], np.float32), rows, np.zeros((1, n), np.float32),
+        np.array([[0, n]]),
         np.array([0, 1]), np.ones((1, 1, 2 * width), np.float32), np.ones((1, 1, 2, depth), np.float32),
         np.ones((1, 1, 2), np.float32), 1.0, np.array([[0, 0, 0]]), 48, out,
     )  # fmt: skip

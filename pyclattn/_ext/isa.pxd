@@ -18,6 +18,7 @@ cdef extern from "tile.h" nogil:
     ctypedef struct tile_lists:
         i64 room
         int32_t *rows
+        float *scores
         i64 *counts
 
     ctypedef struct tile_isa:
@@ -54,6 +55,7 @@ cdef extern from "tile.h" nogil:
         i64 (*farthest)(const float *, i64, i64, const float *, float *) noexcept nogil
         void (*laplace)(float *, i64, i64) noexcept nogil
         void (*add_shares)(const float *, i64, i64, const float *, float *) noexcept nogil
+        void (*lean)(const float *, const float *, i64, i64, float, float *, i64, float *, float *) noexcept nogil
         float (*fma_loop)(i64) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil

@@ -32,11 +32,12 @@ typedef struct {
     float *threshold; /* [lanes] */
 } tile_best;
 
-/* Rows taken by each lane, in order; room for every row. */
+/* Rows listed by each lane, in order, and their scores; room for every row. */
 typedef struct {
     i64 room;
     int32_t *rows; /* [lanes][room] */
-    i64 *counts;  /* [lanes] */
+    float *scores; /* [lanes][room] */
+    i64 *counts;   /* [lanes] */
 } tile_lists;
 
 typedef struct {
@@ -93,9 +94,9 @@ typedef struct {
     void (*finish)(const float *s, i64 n, i64 width, const float *bias, int activation, const float *residual,
                    i64 residual_stride, float *out, i64 stride);
     /* what co-clustered attention needs (tails.h): keys parted into taken ones and the tail, which is summed as in
-     * soften; the tail's mean row; the weights of its slopes */
+     * soften, and of which those above the second limits are listed; the tail's mean row; the weights of its slopes */
     void (*part)(float *s, i64 n, const float *group_peaks, const float *key_scores, i64 vectors,
-                 const float *limits, int32_t first, tile_lists *lists, float *m, float *mass, float *alpha);
+                 const float *limits, int32_t first, tile_lists lists[2], float *m, float *mass, float *alpha);
     void (*tail)(float *o, const float *panel, i64 depth, i64 vectors, const float *mass, const float *top);
     void (*tilt)(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, const float *tail_m,
                  const float *tail_mass, const float *m);
@@ -111,6 +112,9 @@ typedef struct {
     /* what CAST needs (cast.h): s <- the Laplace attention function of s; total[k] += s[k] * factor */
     void (*laplace)(float *s, i64 n, i64 vectors);
     void (*add_shares)(const float *s, i64 n, i64 vectors, const float *factor, float *total);
+    /* co-clustered attention again: a row's share in a slope */
+    void (*lean)(const float *row, const float *mean, i64 depth, i64 width, float weight, float *key, i64 panel_stride,
+                 float *value, float *spreads);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(i64 rounds);
 } tile_isa;

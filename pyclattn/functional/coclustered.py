@@ -17,17 +17,21 @@ from pyclattn.functional.precision import require
 from pyclattn.functional.sampled_error import ErrorCheck
 
 LOG2E = math.log2(math.e)
-KERNELS = {"float32": "coclusters.attend", "bfloat16": "coclusters.attend_bfloat16"}
+KERNELS = {"float32": "tails.attend", "bfloat16": "tails.attend_bfloat16"}
 # Shorter sequences are as fast exactly.
 SHORTEST = 1024
 # Query clusters in a panel of the widest instruction set: a part of one costs as much as the whole.
 PANEL = 48
-# Query clusters of one task: a panel; fewer where there would be few tasks.
-CHUNKS, ENOUGH_TASKS = (PANEL, 32, 16), 12
+# Query clusters of one task: a panel; fewer where a thread would have few tasks.
+CHUNKS, ENOUGH_TASKS = (PANEL, 32, 16), 2.5
 # Centroids of one task while a sample of keys is scored.
 PANELS = 192
 # Keys that the threshold is found from, with every query cluster: of 512 x 110 pairs one in 40 are found to 3 %.
 SAMPLED_KEYS = 512
+# A cluster of so many queries sums up slopes of its own, over the keys whose error is less than the threshold's by at
+# most so many powers of two. It costs D x E products a key: with 89 queries (21,317 tokens) exact keys did more in the
+# same time; with 910 (131,072) a fifth of the exact keys is enough for the same error.
+MANY, WITHIN = 128, np.float32(4)
 # Added to a threshold, in powers of two: else rounding decided about the very key it was found at.
 HAIR = np.float32(1e-4)
 # The least variance that has a logarithm.
@@ -252,8 +256,9 @@ def working_bytes(
     grouped = n_sequences * (8 * (length + n_keys) + n_heads * 12 * (length + n_keys))
     sorted_rows = 4 * n_sequences * n_heads * (n_keys * (row + 5) + others * (row + n_axes * (width + 1)))
     clusters = 4 * n_sequences * n_heads * own * (2 * depth + SAMPLED_KEYS + 6)
-    listed = min(n_keys, 4 * n_exact + 1024)  # of a lane's list of keys, as far as a usual cluster's pages go
-    thread = 4 * PANEL * (others * (row + 2) + listed + 2 * n_axes * width + 5 * row + 400)
+    listed = min(n_keys, 4 * n_exact + 1024)  # of a lane's lists of keys, as far as a usual cluster's pages go
+    thread = 4 * PANEL * (others * (row + 3) + 4 * listed + 2 * n_axes * width + 6 * row + 400)
+    thread += 8 * (depth + PANEL) * (width + 128)
     return grouped + sorted_rows + clusters + n_threads * thread
 
 
@@ -293,7 +298,7 @@ def _round(
     centroids, spreads = _centroids(q, tokens, grouping, factor, n_threads)
     rows, key_scores, slopes, squares = _sorted(k, v, bias, key_tokens, key_grouping, slope_axes, n_threads)
     limits = _limits(centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads)
-    chunk, tasks = _cut(grouping, len(rows))
+    chunk, tasks = _cut(grouping, len(rows), n_threads)
     launch(
         KERNELS[precision], n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
         grouping.cluster_offsets, limits, rows, key_scores, key_grouping.member_offsets,
@@ -357,7 +362,8 @@ def _limits(
     centroids: Float32, spreads: Float32, grouping: Grouping, rows: Float32, key_scores: Float32,
     key_tokens: _ragged.Tokens, n_exact: int, n_threads: int,
 ) -> Float32:  # fmt: skip
-    """For each centroid the limit above which its logit + key score makes a key exact."""
+    """For each centroid (2, H, clusters) the limits above which its logit + key score makes a key exact, and gives a
+    key of the tail a slope of its own."""
     n_heads, n_clusters, _ = centroids.shape
     counts = np.diff(grouping.cluster_offsets)
     logs, limits = np.empty((n_heads, n_clusters), np.float32), np.empty((n_heads, n_clusters), np.float32)
@@ -373,15 +379,17 @@ def _limits(
         "coclusters.thresholds", n_threads, sample, logs, spreads, key_scores, grouping.cluster_offsets,
         grouping.member_offsets, key_tokens.spans, share, np.arange(len(counts))[:, None].copy(), limits,
     )  # fmt: skip
-    return limits + HAIR
+    limits += HAIR
+    is_large = np.diff(grouping.member_offsets, axis=1) >= MANY
+    return np.stack([limits, np.where(is_large, limits - WITHIN, limits)])
 
 
-def _cut(grouping: Grouping, n_heads: int) -> tuple[int, Int64]:
-    """Query clusters a task, and the tasks."""
+def _cut(grouping: Grouping, n_heads: int, n_threads: int) -> tuple[int, Int64]:
+    """Query clusters a task, and the tasks. Each cluster's sums are its own, however they are cut."""
     counts = np.diff(grouping.cluster_offsets)
     chunk = CHUNKS[-1]
     for chunk in CHUNKS:
-        if int((-(-counts // chunk)).sum()) * n_heads >= ENOUGH_TASKS:
+        if int((-(-counts // chunk)).sum()) * n_heads >= ENOUGH_TASKS * n_threads:
             break
     tasks = _ragged.per_chunk(counts, n_heads, chunk)
     sizes = np.minimum(chunk, counts[tasks[:, 0]] - tasks[:, 2])

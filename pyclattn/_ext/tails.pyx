@@ -1,0 +1,450 @@
+"""Co-clustered attention over panels (tile.h): what is taken exactly, what stands for the rest, and the products.
+
+The tail, one mean row a cluster of keys, has the shape of a sorted row (`coclusters`), so that each query sees one list
+of rows.
+"""
+
+from libc.math cimport exp2f
+from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from pyclattn._ext.isa cimport (
+    TILE_KEYS, TILE_MASKED, bfloat16, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_lists,
+    tile_prefetch,
+)
+
+# A cluster whose keys are all so far below one that is taken has no tail (2^-90): dividing by less may overflow.
+cdef float LEAST_MASS = 8.0e-28
+# Panels of one cluster's members that share a gathered block of rows.
+cdef enum:
+    SHARED = 4
+
+
+cdef struct Block:
+    const float *keys
+    const float *values
+    i64 key_stride, value_stride, n, depth
+
+
+cdef struct Buffers:
+    const tile_isa *isa
+    const tile_isa *taken  # of the rows that are taken exactly: the same, or products of bfloat16
+    i64 lanes, depth, width, size, rank  # depth counts the own logit: D + 1
+    # of a panel of centroids
+    float *panel        # [depth][lanes]
+    float *o            # [size][lanes]
+    float *limits       # [2][lanes]
+    float *top          # [lanes], as the four below: largest score of one cluster of keys
+    float *mass         # sum of 2^(score - top)
+    float *peak         # largest top of the clusters that have a tail
+    float *total        # their sum
+    float *ones
+    float *tops         # [key clusters][lanes]
+    float *masses       # [key clusters][lanes]
+    int32_t *numbers    # [key clusters][lanes]: where a cluster stands in the tail, or -1
+    float *bend         # [rank * width][lanes]
+    float *slopes       # [lanes][rank][width], of keys that are not listed
+    float *centers      # [rank][lanes]: the centroids on the axes
+    float *tails        # [lanes][key clusters + 1][size]; the last row of a lane is for what nobody reads
+    int64_t *places     # [lanes]
+    i64 *n_tail         # [lanes]
+    tile_lists lists[2]  # rows that are taken, and those of the tail whose slope counts
+    # of a cluster's members
+    float *members      # SHARED of [depth][lanes], [width][lanes], 4 x [lanes], and for pairs [n_words][lanes]
+    size_t member_size
+    i64 n_words         # of a packed query or key: the coordinates, and two halves of the own logit
+    float *s
+    float *peaks
+    float *alpha
+    float *gathered     # [TILE_KEYS][size], for pairs [TILE_KEYS][2 * n_words + width]
+    float *keys         # for pairs: [TILE_KEYS][n_words]
+    float *values       # for pairs: [TILE_KEYS / 2][width]
+    float *u            # [rank][lanes]
+    float *on_axes      # [rank]: the centroid on the axes
+    float *center       # [D]
+    float *spreads      # [D]: mean square of the listed keys
+    float *off          # [D][lanes]
+    float *slope        # [D][width], of keys that are listed
+    float *key_panels   # [panels of D][TILE_KEYS][lanes]
+    float *products     # [panels of D][width][lanes]
+    float *memory
+
+
+cdef float *cut(float **place, size_t n_floats) noexcept nogil:
+    """The next piece of a buffer."""
+    cdef float *piece = place[0]
+    place[0] += padded(n_floats)
+    return piece
+
+
+cdef size_t lay_out(Buffers *w, float *memory, i64 n_clusters) noexcept nogil:
+    """Cut the memory into buffers; the floats that takes."""
+    cdef size_t lanes = padded(w.lanes), n_panels = (w.depth + w.lanes - 2) // w.lanes
+    cdef float *place = memory
+    w.panel = cut(&place, w.depth * lanes)
+    w.o = cut(&place, w.size * lanes)
+    w.limits = cut(&place, 2 * lanes)
+    w.top, w.mass, w.peak = cut(&place, lanes), cut(&place, lanes), cut(&place, lanes)
+    w.total, w.ones = cut(&place, lanes), cut(&place, lanes)
+    w.tops, w.masses = cut(&place, n_clusters * lanes), cut(&place, n_clusters * lanes)
+    w.numbers = <int32_t *> cut(&place, n_clusters * lanes)
+    w.bend, w.slopes = cut(&place, w.rank * w.width * lanes), cut(&place, lanes * w.rank * w.width)
+    w.tails = cut(&place, lanes * (n_clusters + 1) * w.size)
+    w.centers, w.u, w.on_axes = cut(&place, w.rank * lanes), cut(&place, w.rank * lanes), cut(&place, w.rank)
+    w.places, w.n_tail = <int64_t *> cut(&place, 2 * lanes), <i64 *> cut(&place, 2 * lanes)
+    w.lists[0].counts, w.lists[1].counts = <i64 *> cut(&place, 2 * lanes), <i64 *> cut(&place, 2 * lanes)
+    w.members = cut(&place, SHARED * w.member_size)
+    w.s, w.peaks = cut(&place, TILE_KEYS * lanes), cut(&place, (TILE_KEYS + 1) * lanes)
+    w.alpha = cut(&place, lanes)
+    w.gathered = cut(&place, TILE_KEYS * (2 * w.n_words + w.size))
+    w.keys, w.values = cut(&place, TILE_KEYS * w.n_words), cut(&place, TILE_KEYS * w.width if w.n_words else 0)
+    w.center, w.spreads, w.off = cut(&place, w.depth), cut(&place, w.depth), cut(&place, w.depth * lanes)
+    w.slope = cut(&place, w.depth * w.width)
+    w.key_panels = cut(&place, n_panels * TILE_KEYS * lanes)
+    w.products = cut(&place, n_panels * w.width * lanes)
+    return place - memory
+
+
+cdef bint buffers_new(Buffers *w, const tile_isa *taken, i64 depth, i64 size, i64 rank, i64 n_clusters,
+                      i64 n_keys) noexcept nogil:
+    """Buffers for one thread, with room for the longest sequence; False where memory is out."""
+    cdef:
+        i64 i, room
+        float *listed
+    w.isa, w.taken = current(), taken
+    w.lanes, w.depth, w.size, w.rank, w.width = w.isa.lanes, depth, size, rank, size - depth
+    w.n_words = depth // 2 + 1 if taken.pair > 1 else 0
+    w.member_size = (depth + w.width + 4 + w.n_words) * padded(w.lanes)
+    w.memory = new_floats(lay_out(w, NULL, n_clusters))
+    room = padded(n_keys)
+    listed = new_floats(4 * w.lanes * room)  # pages that are not touched cost nothing
+    if w.memory == NULL or listed == NULL:
+        free_floats(w.memory)
+        free_floats(listed)
+        return False
+    for i in range(2):
+        w.lists[i].room = room
+        w.lists[i].rows = <int32_t *> listed + 2 * i * w.lanes * room
+        w.lists[i].scores = listed + (2 * i + 1) * w.lanes * room
+    lay_out(w, w.memory, n_clusters)
+    for i in range(w.lanes):
+        w.ones[i] = 1
+    return True
+
+
+cdef void share_masses(Buffers *w, i64 n_clusters) noexcept nogil:
+    """The clusters' masses beneath one maximum, and their sum."""
+    cdef i64 j, lane
+    memset(w.total, 0, w.lanes * sizeof(float))
+    for j in range(n_clusters):
+        for lane in range(w.lanes):
+            w.masses[j * w.lanes + lane] *= exp2f(min(0.0, max(-100.0, w.tops[j * w.lanes + lane] - w.peak[lane])))
+            w.total[lane] += w.masses[j * w.lanes + lane]
+
+
+cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, i64 n_clusters,
+                      const float *slopes, const float *axes, i64 n) noexcept nogil:
+    """For each of `n` centroids of the panel: the rows it takes, and of the others a mean row a cluster and a slope."""
+    cdef i64 j, lane, k, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
+    cdef int64_t at, stop
+    w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, w.panel, vectors, w.centers, w.peaks)
+    memset(w.lists[0].counts, 0, lanes * sizeof(i64))
+    memset(w.lists[1].counts, 0, lanes * sizeof(i64))
+    memset(w.n_tail, 0, lanes * sizeof(i64))
+    for lane in range(lanes):
+        w.peak[lane] = TILE_MASKED
+    for j in range(n_clusters):
+        memset(w.o, 0, w.size * lanes * sizeof(float))
+        for lane in range(lanes):
+            w.top[lane], w.mass[lane] = TILE_MASKED, 0
+        at, stop = bounds[j], bounds[j + 1]
+        while at < stop:
+            k = min(TILE_KEYS, stop - at)
+            w.isa.score(rows + at * w.size, w.size, k, w.depth, w.panel, vectors, w.s, w.peaks)
+            w.isa.part(w.s, k, w.peaks, key_scores + at, vectors, w.limits, <int32_t> at, w.lists, w.top, w.mass,
+                       w.alpha)
+            w.isa.accumulate(rows + at * w.size, w.size, k, w.size, w.s, vectors, w.alpha, w.o)
+            at += k
+        w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.top)
+        memcpy(w.tops + j * lanes, w.top, lanes * sizeof(float))
+        for lane in range(lanes):
+            w.mass[lane] = w.mass[lane] if w.mass[lane] > LEAST_MASS else 0
+            w.masses[j * lanes + lane] = w.mass[lane]
+        for lane in range(n):
+            if w.mass[lane] > 0:
+                w.peak[lane] = max(w.peak[lane], w.top[lane])
+                w.numbers[j * lanes + lane] = <int32_t> w.n_tail[lane]
+                w.places[lane] = lane * (n_clusters + 1) + w.n_tail[lane]
+                w.n_tail[lane] += 1
+            else:
+                w.numbers[j * lanes + lane] = -1
+                w.places[lane] = lane * (n_clusters + 1) + n_clusters
+        w.isa.store(w.o, w.mass, n, w.size, 1.0, NULL, w.tails, w.size, w.places)
+    share_masses(w, n_clusters)
+    for lane in range(n):
+        weigh_listed(w, lane, bounds)
+    memset(w.bend, 0, w.rank * w.width * lanes * sizeof(float))
+    at = 0
+    while at < n_clusters:
+        k = min(TILE_KEYS, n_clusters - at)
+        w.isa.accumulate(slopes + at * w.rank * w.width, w.rank * w.width, k, w.rank * w.width,
+                         w.masses + at * lanes, vectors, w.ones, w.bend)
+        at += k
+    w.isa.store(w.bend, w.total, n, w.rank * w.width, 1.0, NULL, w.slopes, w.rank * w.width, NULL)
+
+
+cdef void weigh_listed(Buffers *w, i64 lane, const int64_t *bounds) noexcept nogil:
+    """The scores of the rows that the lane lists become their masses, which are taken from their clusters'."""
+    cdef:
+        i64 at, j = 0
+        const int32_t *listed = w.lists[1].rows + lane * w.lists[1].room
+        float *scores = w.lists[1].scores + lane * w.lists[1].room
+    for at in range(w.lists[1].counts[lane]):
+        while bounds[j + 1] <= listed[at]:
+            j += 1
+        scores[at] = exp2f(min(0.0, max(-100.0, scores[at] - w.peak[lane])))
+        w.masses[j * w.lanes + lane] = max(0.0, w.masses[j * w.lanes + lane] - scores[at])
+
+
+cdef void sum_slope(Buffers *w, i64 lane, const float *rows, const int64_t *bounds, i64 n_clusters) noexcept nogil:
+    """Covariance of the keys and values that the lane lists, weighted with its softmax over the tail.
+
+    A row counts by how far it is from its cluster's mean row. The lanes of these products are coordinates of keys."""
+    cdef:
+        i64 lanes = w.lanes, depth = w.depth - 1, n = w.lists[1].counts[lane], at = 0, j = 0, k, p, used, first
+        i64 n_panels = (depth + lanes - 1) // lanes
+        const int32_t *listed = w.lists[1].rows + lane * w.lists[1].room
+        const float *masses = w.lists[1].scores + lane * w.lists[1].room
+        const float *mean
+        float share = 1 / w.total[lane]
+    memset(w.spreads, 0, depth * sizeof(float))
+    memset(w.key_panels, 0, n_panels * TILE_KEYS * padded(lanes) * sizeof(float))
+    memset(w.products, 0, n_panels * w.width * padded(lanes) * sizeof(float))
+    while at < n:
+        k = 0
+        while k < TILE_KEYS and at < n:
+            if at + 8 < n:
+                tile_prefetch(rows + listed[at + 8] * w.size, w.size)
+            while bounds[j + 1] <= listed[at]:
+                j += 1
+            if w.numbers[j * lanes + lane] >= 0:
+                mean = w.tails + (lane * (n_clusters + 1) + w.numbers[j * lanes + lane]) * w.size
+                w.isa.lean(rows + listed[at] * w.size, mean, depth, w.width, masses[at] * share,
+                           w.key_panels + k * lanes, TILE_KEYS * lanes, w.gathered + k * w.width, w.spreads)
+                k += 1
+            at += 1
+        for p in range(n_panels):
+            used = min(lanes, depth - p * lanes)
+            w.isa.accumulate(w.gathered, w.width, k, w.width, w.key_panels + p * TILE_KEYS * lanes,
+                             (used + w.isa.vector - 1) // w.isa.vector, w.ones, w.products + p * w.width * lanes)
+    for p in range(n_panels):
+        first = p * lanes
+        w.isa.store(w.products + p * w.width * lanes, w.ones, min(lanes, depth - first), w.width, 1.0, NULL,
+                    w.slope + first * w.width, w.width, NULL)
+
+
+cdef void step(Buffers *w, const tile_isa *isa, const float *queries, float *o, const Block *b,
+               i64 vectors) noexcept nogil:
+    """Members of one panel attend to a block of rows; behind their sums `o` lie their maxima and masses."""
+    cdef float *m = o + w.width * padded(w.lanes)
+    isa.score(b.keys, b.key_stride, b.n, b.depth, queries, vectors, w.s, w.peaks)
+    isa.soften(w.s, b.n, w.peaks, vectors, m, m + padded(w.lanes), w.alpha)
+    isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, o)
+
+
+cdef Block rows_at(Buffers *w, const float *rows, i64 n) noexcept nogil:
+    cdef Block b
+    b.keys, b.values, b.key_stride, b.value_stride, b.n, b.depth = rows, rows + w.depth, w.size, w.size, n, w.depth
+    return b
+
+
+cdef Block gather(Buffers *w, const float *rows, const int32_t *taken, i64 n, i64 n_ahead) noexcept nogil:
+    """`n` rows side by side, as the table takes them; `n_ahead` of the list are left."""
+    cdef:
+        Block b
+        i64 k, depth = w.depth - 1, stride = w.size
+        float *to = w.gathered
+        const float *row
+        uint32_t bits
+    if w.n_words > 0:
+        stride = 2 * w.n_words + w.width
+    for k in range(n):
+        if k + 8 < n_ahead:
+            tile_prefetch(rows + taken[k + 8] * w.size, w.size)
+        row = rows + taken[k] * w.size
+        if w.n_words == 0:
+            memcpy(to, row, w.size * sizeof(float))
+        else:
+            memcpy(to, row, depth * sizeof(float))
+            to[depth] = 0  # where the depth is odd
+            memcpy(&bits, row + depth, sizeof(float))
+            bits &= 0xffff0000u  # the own logit's upper half is a bfloat16, the rest is nearly one
+            memcpy(to + 2 * w.n_words - 2, &bits, sizeof(float))
+            to[2 * w.n_words - 1] = row[depth] - to[2 * w.n_words - 2]
+            memcpy(to + 2 * w.n_words, row + w.depth, w.width * sizeof(float))
+        to += stride
+    if w.n_words == 0:
+        return rows_at(w, w.gathered, n)
+    w.taken.pack_rows(w.gathered, stride, NULL, n, 2 * w.n_words, w.keys)
+    w.taken.pack_columns(w.gathered + 2 * w.n_words, stride, NULL, n, w.width, w.values)
+    b.keys, b.values, b.key_stride, b.value_stride = w.keys, w.values, w.n_words, w.width
+    b.n, b.depth = n, 2 * w.n_words
+    return b
+
+
+cdef void member_begin(Buffers *w, float *member, const float *query, i64 q_stride, const int64_t *members, i64 n,
+                       float factor) noexcept nogil:
+    """Load a panel of members, whose own logits count as they are, and clear their sums."""
+    cdef:
+        i64 lanes = w.lanes, i
+        float *o = member + w.depth * padded(lanes)
+        float *m = o + w.width * padded(lanes)
+        float *words = m + 4 * padded(lanes)
+        uint32_t ones = 0x3f803f80u
+    w.isa.load(query, q_stride, members, n, w.depth - 1, factor, member)
+    for i in range(lanes):
+        member[(w.depth - 1) * lanes + i] = 1
+        m[i], m[padded(lanes) + i] = TILE_MASKED, 0
+    memset(o, 0, w.width * lanes * sizeof(float))
+    if w.n_words > 0:
+        w.taken.pack_columns(member, lanes, NULL, w.depth - 1, lanes, words)
+        for i in range(lanes):
+            memcpy(words + (w.n_words - 1) * lanes + i, &ones, sizeof(float))
+
+
+cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *query, i64 q_stride,
+                      const int64_t *members, i64 n_members, float factor, const float *axes, const float *spreads,
+                      const float *tail, float *out, i64 o_stride) noexcept nogil:
+    """The members of the cluster in this lane: its tail first, then its rows, then the slopes."""
+    cdef:
+        Block b
+        i64 first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists[0].counts[lane], lanes = w.lanes
+        size_t at_o = w.depth * padded(lanes), at_m = at_o + w.width * padded(lanes)
+        size_t at_taken = at_m + 4 * padded(lanes) if w.n_words else 0
+        const int32_t *taken = w.lists[0].rows + lane * w.lists[0].room
+        float *member
+        float *o
+        float *m
+        float *tail_m
+        float *tail_mass
+    for k in range(w.rank):
+        w.on_axes[k] = w.centers[k * lanes + lane]
+    for k in range(w.depth - 1):
+        w.center[k] = w.panel[k * lanes + lane]
+    while first < n_members:
+        n_panels = min(SHARED, (n_members - first + lanes - 1) // lanes)
+        for i in range(n_panels):
+            member = w.members + i * w.member_size
+            m = member + at_m
+            n = min(lanes, n_members - first - i * lanes)
+            member_begin(w, member, query, q_stride, members + first + i * lanes, n, factor)
+            at = 0
+            while at < w.n_tail[lane]:
+                b = rows_at(w, tail + at * w.size, min(TILE_KEYS, w.n_tail[lane] - at))
+                step(w, w.isa, member, member + at_o, &b, (n + w.isa.vector - 1) // w.isa.vector)
+                at += b.n
+            memcpy(m + 2 * padded(lanes), m, 2 * padded(lanes) * sizeof(float))  # what the tail came to
+        at = 0
+        while at < n_rows:
+            b = gather(w, rows, taken + at, min(TILE_KEYS, n_rows - at), n_rows - at)
+            for i in range(n_panels):
+                member = w.members + i * w.member_size
+                k = min(lanes, n_members - first - i * lanes)
+                step(w, w.taken, member + at_taken, member + at_o, &b, (k + w.isa.vector - 1) // w.isa.vector)
+            at += b.n
+        for i in range(n_panels):
+            member = w.members + i * w.member_size
+            o, m = member + at_o, member + at_m
+            n = min(lanes, n_members - first - i * lanes)
+            vectors = (n + w.isa.vector - 1) // w.isa.vector
+            tail_m, tail_mass = m + 2 * padded(lanes), m + 3 * padded(lanes)
+            w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
+            w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, tail_m, tail_mass, m)
+            w.isa.accumulate(w.slopes + lane * w.rank * w.width, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
+            if w.lists[1].counts[lane] > 0:
+                memcpy(w.off, member, (w.depth - 1) * lanes * sizeof(float))
+                w.isa.tilt(w.off, w.depth - 1, w.center, w.spreads, vectors, tail_m, tail_mass, m)
+                w.isa.accumulate(w.slope, w.width, w.depth - 1, w.width, w.off, vectors, w.ones, o)
+            w.isa.store(o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride, members + first + i * lanes)
+        first += n_panels * lanes
+
+
+def attend(
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
+    const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
+    const float[:, :, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
+    const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
+    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """Co-clustered attention of `chunk` query clusters a task (see `pyclattn.reference.tails`)."""
+    attend_with(current(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
+                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter)
+
+
+def attend_bfloat16(
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
+    const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
+    const float[:, :, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
+    const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
+    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+):
+    """The same with products of bfloat16 for the rows that are taken."""
+    attend_with(bfloat16(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
+                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter)
+
+
+cdef int attend_with(
+    const tile_isa *taken,
+    const float[:, :, :, :] query, const int64_t[:, ::1] query_spans, const int64_t[:, ::1] order,
+    const int64_t[:, ::1] member_offsets, const float[:, :, ::1] centroids, const int64_t[::1] cluster_offsets,
+    const float[:, :, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
+    const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
+    const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
+    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+) except -1:
+    cdef:
+        Buffers w
+        i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
+        i64 task, sequence, head, batch, first, c, n, n_key_clusters, lane, stop
+        i64 most_clusters = 0, most_keys = 0, i
+        int64_t members
+        const int64_t *bounds
+
+    with nogil:
+        for sequence in range(key_cluster_offsets.shape[0] - 1):
+            c, n = key_cluster_offsets[sequence], key_cluster_offsets[sequence + 1]
+            most_clusters = max(most_clusters, n - c)
+            most_keys = max(most_keys, key_bounds[0, n] - key_bounds[0, c])
+        if not buffers_new(&w, taken, centroids.shape[2], rows.shape[2], axes.shape[2], most_clusters, most_keys):
+            with gil:
+                raise MemoryError("no memory for one block of co-clustered attention")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0] or w.width == 0:
+                break
+            sequence, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
+            batch, stop = query_spans[sequence, 0], min(first + chunk, cluster_offsets[sequence + 1])
+            n_key_clusters = key_cluster_offsets[sequence + 1] - key_cluster_offsets[sequence]
+            while first < stop:
+                n = min(w.lanes, stop - first)
+                w.isa.load(&centroids[head, first, 0], w.depth, NULL, n, w.depth, 1.0, w.panel)
+                for i in range(2):
+                    for lane in range(w.lanes):
+                        w.limits[i * w.lanes + lane] = -TILE_MASKED  # a lane not in use takes nothing
+                    memcpy(w.limits + i * w.lanes, &limits[i, head, first], n * sizeof(float))
+                bounds = &key_bounds[head, key_cluster_offsets[sequence]]
+                divide_keys(&w, &rows[head, 0, 0], &key_scores[head, 0], bounds, n_key_clusters,
+                            &slopes[head, key_cluster_offsets[sequence], 0], &axes[sequence, head, 0, 0], n)
+                for lane in range(n):
+                    members = member_offsets[head, first + lane]
+                    if w.lists[1].counts[lane] > 0:
+                        sum_slope(&w, lane, &rows[head, 0, 0], bounds, n_key_clusters)
+                    attend_lane(&w, lane, &rows[head, 0, 0], &query[batch, head, 0, 0], q_stride,
+                                &order[head, members], member_offsets[head, first + lane + 1] - members,
+                                <float> factor, &axes[sequence, head, 0, 0], &spreads[sequence, head, 0],
+                                w.tails + lane * (n_key_clusters + 1) * w.size, &out[batch, head, 0, 0], o_stride)
+                first += n
+        free_floats(w.memory)
+        free_floats(w.lists[0].rows)
