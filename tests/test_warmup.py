@@ -100,9 +100,9 @@ def test_a_torn_file_is_compiled_anew(tmp_path):
 
 def test_versions_that_share_a_cache_leave_each_others_kernels(tmp_path):
     program = "k = jit('int64(int64)')(lambda x: x + 1); print(sum(k.stats.cache_hits.values()))"
-    own = f"from pyclattn.kernels._jit import jit\n{program}"
-    other = f"from pyclattn.kernels import _cache\n_cache._stamp = lambda: 'other'\n{own}"
-    found = [run(code, PYCLATTN_CACHE=str(tmp_path)).stdout for code in (own, other, own, other)]
+    program = f"from pyclattn.kernels._jit import jit\n{program}"
+    versions = [f"from pyclattn.kernels import _cache\n_cache._stamp = lambda: '{name}'\n{program}" for name in "ab"]
+    found = [run(code, PYCLATTN_CACHE=str(tmp_path)).stdout for code in 2 * versions]
     assert found == ["0\n", "0\n", "1\n", "1\n"]
 
 
