@@ -16,7 +16,7 @@ from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.program import Op, Program, nested, walk
 from pyclattn.graph.spec import Spec
 
-# A smaller weight lies in L2, whatever its order, and BLAS needs about 2 us less a call.
+# A smaller weight of another kind than float32 dense ones gains nothing: it lies in L2, whatever its order.
 LEAST_PACKED = 1 << 16
 DENSE = ("pyclattn:Linear", "MatMul")
 PACK: dict[str, Callable[[np.ndarray], Packed]] = {"float32": pack_weight, "bfloat16": pack_bfloat16}
@@ -69,13 +69,18 @@ def _packer(
     op: Op, i: int, spec: Spec, precision: str
 ) -> Callable[[np.ndarray], Packed | PackedFilters | WinogradFilters] | None:
     """How input ``i`` of an operator is packed, if it is a weight that may be."""
-    if spec.packed is not None or spec.size < LEAST_PACKED:
+    if spec.packed is not None or not spec.size:
+        return None
+    is_dense = op.kind in DENSE and i == 1 and spec.ndim == 2 and spec.dtype == np.float32
+    if is_dense and precision == "float32":  # of any size: no slower for one row, and what follows it is done with it
+        return PACK[precision]
+    if spec.size < LEAST_PACKED:
         return None
     if op.kind in CONVOLUTIONS and i == 1:
         return packing_of(op, spec, precision)
     if spec.ndim != 2:
         return None
-    if op.kind in DENSE and i == 1 and spec.dtype == np.float32:
+    if is_dense:
         return PACK[precision]
     if INTEGER.get(op.kind) == i and spec.dtype in (np.int8, np.uint8) and spec.shape[0] <= INT32_DEPTH:
         return _pack_integers

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyclattn import _dispatch
-from pyclattn.graph import weights
+from pyclattn.functional.dense import PackedWeight
 from pyclattn.graph.executor import Executor
 from pyclattn.graph.ops import functions as f
 from pyclattn.graph.program import Op, Program, Value
@@ -88,17 +88,32 @@ def test_operators_built_in_the_run_read_packed_weights():
     np.testing.assert_allclose(got, X[0][mask] @ WEIGHT, rtol=0, atol=1e-5)
 
 
-def test_other_weights_stay(monkeypatch):
-    small = RNG.standard_normal((8, 9), dtype=np.float32)
-    for w, x in ((small, X[..., :8]), (WEIGHT.astype(np.float64), X.astype(np.float64))):
-        model = program([("MatMul", ("x", "w"), ("y",))], {"w": w}, inputs=(("x", x.dtype.name),))
-        assert Executor(model).planner.constant_specs["w"].packed is None
-        np.testing.assert_allclose(result(model, x), x @ w, rtol=0, atol=1e-5)
+def test_float32_weights_of_any_size_are_packed():
+    """But rounded to bfloat16 only where that saves something."""
+    for shape in ((8, 9), (1, 1), (40, 1)):
+        weight = RNG.standard_normal(shape, dtype=np.float32)
+        model = program([("MatMul", ("x", "w"), ("y",))], {"w": weight})
+        assert isinstance(Executor(model).planner.constant_specs["w"].packed, PackedWeight)
+        assert Executor(model, Settings(precision="bfloat16")).planner.constant_specs["w"].packed is None
+        x = X[..., : shape[0]]
+        np.testing.assert_allclose(result(model, x), x @ weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_empty_weights_stay(shape):
+    model = program([("MatMul", ("x", "w"), ("y",))], {"w": np.zeros(shape, np.float32)})
+    assert Executor(model).planner.constant_specs["w"].packed is None
+    np.testing.assert_array_equal(result(model, X[..., : shape[0]]), np.zeros((2, 5, shape[1]), np.float32))
+
+
+def test_other_weights_stay():
+    wide = WEIGHT.astype(np.float64)
+    model = program([("MatMul", ("x", "w"), ("y",))], {"w": wide}, inputs=(("x", "float64"),))
+    assert Executor(model).planner.constant_specs["w"].packed is None
+    np.testing.assert_allclose(result(model, X.astype(np.float64)), X @ wide, rtol=0, atol=1e-5)
     model = program([("MatMul", ("x", "w"), ("y",))], {"w": WEIGHT})
     with _dispatch.forced("reference"):  # slower than BLAS
         assert Executor(model).planner.constant_specs["w"].packed is None
-    monkeypatch.setattr(weights, "LEAST_PACKED", WEIGHT.size + 1)
-    assert Executor(model).planner.constant_specs["w"].packed is None
 
 
 def quantised(depth=600, width=900):
