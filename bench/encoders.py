@@ -171,6 +171,26 @@ def torch_layer(w: Weights, n_threads: int, *, keeps_matrix: bool = False) -> Ru
     return run
 
 
+def torch_module(w: Weights, n_threads: int) -> Run:
+    """`torch.nn.MultiheadAttention` called as it is by default, which also gives the mean of all heads' weights."""
+    import torch
+
+    layer = torch.nn.MultiheadAttention(DIM, N_HEADS, batch_first=True).eval()
+    named = {name: torch.from_numpy(a) for name, a in w.items()}
+    parts = [f"attention.{name}_proj" for name in ("query", "key", "value")]
+    state = {f"in_proj_{kind}": torch.cat([named[f"{part}.{kind}"] for part in parts]) for kind in ("weight", "bias")}
+    state |= {f"out_proj.{kind}": named[f"attention.out_proj.{kind}"] for kind in ("weight", "bias")}
+    layer.load_state_dict(state)
+
+    def run(x: Float32) -> Float32:
+        torch.set_num_threads(n_threads)
+        with torch.inference_mode():
+            y = torch.from_numpy(x)
+            return layer(y, y, y)[0].numpy()
+
+    return run
+
+
 def _kept(query, key, value):  # type: ignore[no-untyped-def]
     return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1) @ value
 

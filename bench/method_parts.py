@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,8 @@ from bench.speed import Settings
 
 CLUSTERINGS = ("topk", "sa_topk")
 LAYER_BARS = {1024: 1.5, 4096: 6.0, 16384: 25.0}
+# torch.nn.MultiheadAttention keeps all weights by default: 4 GB at 16K.
+LONGEST_MODULE = 4096
 MEMORY_LENGTH, MEMORY_BAR = 4096, 0.10
 SELECTION_LENGTH, SELECTION_BAR = 16384, 0.15
 SELECTION = ("cast.select", "cast.assign")
@@ -36,13 +38,26 @@ def cast_layer(settings: Settings) -> Iterator[Row]:
         x, w = encoders.tokens(length), encoders.weights(encoders.n_clusters(length))
         runs = {c: partial(encoders.cast_attention(w, length, c), x, n_threads=settings.n_threads) for c in CLUSTERINGS}
         runs["exact"] = partial(encoders.exact_attention(w), x, n_threads=settings.n_threads)
-        timings = interleave({**runs, "PyTorch": partial(encoders.torch_layer(w, settings.n_threads), x)}, 5, 25.0)
+        runs["PyTorch"] = partial(encoders.torch_layer(w, settings.n_threads), x)
+        if full <= LONGEST_MODULE:
+            runs["module"] = partial(encoders.torch_module(w, settings.n_threads), x)
+        # outputs are dropped at once, as by a network's next layer: kept ones would be fresh memory in every call
+        timings = interleave({name: partial(_dropped, run) for name, run in runs.items()}, 5, 25.0)
         for name in (*CLUSTERINGS, "exact"):
             ratio = timings.ratio("PyTorch", name)
             note = f"{1e3 * timings.median(name):.1f} ms, {ratio.low:.2f} to {ratio.high:.2f}"
             what = f"{name} layer vs PyTorch's exact layer" if name == "exact" else f"CAST {name} layer vs PyTorch's"
             yield Row("layer", what, tokens(length), ratio.median, bar=bar if name != "exact" else None,
                       note=note + ("" if timings.is_quiet else ", noisy"))  # fmt: skip
+            if "module" in runs and name != "exact":
+                ratio = timings.ratio("module", name)
+                note = f"{1e3 * timings.median('module'):.1f} ms, {ratio.low:.2f} to {ratio.high:.2f}"
+                what = f"CAST {name} layer vs torch.nn.MultiheadAttention"
+                yield Row("layer", what, tokens(length), ratio.median, note=note)
+
+
+def _dropped(run: Callable[[], object]) -> None:
+    run()
 
 
 def cast_memory(settings: Settings) -> Iterator[Row]:
