@@ -97,7 +97,7 @@ def errors(isa: str, step: int) -> Iterator[Row]:
 def main(given: list[str] | None = None) -> int:
     """Print the table, keep it in bench/results; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench functions", description=__doc__)
-    parser.add_argument("--step", type=int, default=STEP, help="look at every so manieth float (%(default)s)")
+    parser.add_argument("--step", metavar="N", type=int, default=STEP, help="look at every N-th float (%(default)s)")
     parser.add_argument("--only", action="append", choices=machine.isas(), help="instruction sets")
     options = parser.parse_args(given)
     parts = {isa: partial(errors, isa, options.step) for isa in machine.isas()}
