@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_calls import both, holes_index, kernel, spans, tasks_of
 from test_dense_bfloat16 import assert_rough
+from test_kernels_rows import upsampling
 
 from pyclattn.errors import BackendError
 from pyclattn.functional.dense_bfloat16 import pack_bfloat16
@@ -104,3 +105,8 @@ def test_convolve(name, fast, depth, channels):
         return (*words, taps, bias, np.array([2, 1]), tasks, out), out
 
     compared(name, fast, make, compare.EXACT)
+
+
+@kernel("winograd.upsample_bfloat16")
+def test_upsample(name, fast):
+    compared(name, fast, upsampling(True), compare.EXACT)

@@ -6,6 +6,7 @@ import pytest
 from kernel_calls import both, kernel
 
 from pyclattn.functional.rows import FUNCTIONS
+from pyclattn.functional.winograd import winograd_filters
 
 rng = np.random.default_rng(0)
 
@@ -59,5 +60,25 @@ def test_convolve(name, fast, steps):
         return (images, filters, taps, bias, np.array(steps, np.int64), tasks, out), out
 
     want, got = both(name, fast, make)
+    assert np.isnan(got).any()
+    compare.assert_close(np.ascontiguousarray(got), np.ascontiguousarray(want), compare.EXACT)
+
+
+def upsampling(is_paired):
+    """What makes the arguments of a transposed convolution by Winograd's products; some tiles are left out."""
+    images, bias = normal(2, 10, 5, 40)[:, :, :, 2:33], normal(14)
+    filters = winograd_filters(normal(2, 7, 5, 4, 4), is_paired)
+    tasks = np.array([[0, 0, 0, 20], [0, 1, 11, 24], [1, 1, 5, 6]], np.int64)
+
+    def make(new):
+        out = new((2, 14, 10, 64), np.float32, np.nan)[:, :, :, 1:63]
+        return (images, filters, bias, True, np.array([1, 1], np.int64), 16, tasks, out), out
+
+    return make
+
+
+@kernel("winograd.upsample")
+def test_upsample(name, fast):
+    want, got = both(name, fast, upsampling(False))
     assert np.isnan(got).any()
     compare.assert_close(np.ascontiguousarray(got), np.ascontiguousarray(want), compare.EXACT)
