@@ -46,7 +46,8 @@ def uniform(result: Result, curve: str) -> list[tuple[float, float, dict]]:
 def calibrated(result: Result, curve: str) -> list[tuple[float, float]]:
     """(seconds, mean error), fastest first, when each layer has its own setting, or is exact.
 
-    For a price of error from none to all, every layer takes what is cheapest in time + price x error.
+    For a price of error from none to all, every layer takes what is cheapest in time + price x error. Such prices only
+    find what lies on a convex hull, so one setting for all layers counts as well.
 
     Examples
     --------
@@ -57,11 +58,13 @@ def calibrated(result: Result, curve: str) -> list[tuple[float, float]]:
     own = [point for point in result["points"] if point["curve"] == curve]
     seconds = np.array([point["seconds"] for point in own] + [result["exact"]], float)
     errors = np.array([point["errors"] for point in own] + [[0.0] * len(result["exact"])])
-    layers, found = np.arange(seconds.shape[1]), set()
+    layers = np.arange(seconds.shape[1])
+    found = set(zip(seconds.sum(axis=1).tolist(), errors.mean(axis=1).tolist()))
     for price in np.append(0, np.logspace(-4, 4, 400)) * sum(result["exact"]):
         choice = np.argmin(seconds + price * errors, axis=0)
         found.add((float(seconds[choice, layers].sum()), float(errors[choice, layers].mean())))
-    return sorted(found)
+    ordered = sorted(found)
+    return [point for point, keep in zip(ordered, on_frontier(*map(list, zip(*ordered)))) if keep]
 
 
 def speed_at(result: Result, curve: str, budget: float) -> float:

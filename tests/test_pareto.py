@@ -37,6 +37,11 @@ def test_each_layer_takes_what_the_mean_error_allows(budget, seconds):
     assert frontier.speed_at(RESULT, "co-clustered", budget) == pytest.approx(20 / seconds)
 
 
+def test_a_setting_beside_the_convex_hull_counts():
+    points = [{"curve": "a", "settings": {}, "seconds": [t], "errors": [e]} for t, e in ((1, 0.5), (3, 0.24), (4, 0.01))]
+    assert frontier.speed_at({"exact": [100.0], "points": points}, "a", 0.25) == pytest.approx(100 / 3)
+
+
 def test_error_in_the_same_time():
     """At 4 s theirs is 0.3 and ours 0.0125; later ours falls, theirs stays until a layer is exact."""
     ratio = frontier.error_ratio(RESULT, "co-clustered", "improved, lsh")
