@@ -38,7 +38,9 @@ def test_each_layer_takes_what_the_mean_error_allows(budget, seconds):
 
 
 def test_a_setting_beside_the_convex_hull_counts():
-    points = [{"curve": "a", "settings": {}, "seconds": [t], "errors": [e]} for t, e in ((1, 0.5), (3, 0.24), (4, 0.01))]
+    points = [
+        {"curve": "a", "settings": {}, "seconds": [t], "errors": [e]} for t, e in ((1, 0.5), (3, 0.24), (4, 0.01))
+    ]
     assert frontier.speed_at({"exact": [100.0], "points": points}, "a", 0.25) == pytest.approx(100 / 3)
 
 
