@@ -424,8 +424,11 @@ class CoclusteredHead:
             if tail:
                 u = step @ self.axes
                 share = sum(p[: len(tail)])
-                for x, own, spread in ((u, slope, self.spread), (step, own_slope, own_spread / sum(masses))):
-                    row = row + share / (1 + float(x**2 @ spread) ** 2) * (x @ own) / sum(masses)
+                for x, own, spread, power in (
+                    (u, slope, self.spread, 1),
+                    (step, own_slope, own_spread / sum(masses), 2),
+                ):
+                    row = row + share / (1 + float(x**2 @ spread) ** power) * (x @ own) / sum(masses)
             rows.append(row)
         return rows
 

@@ -48,7 +48,7 @@ cdef extern from "tile.h" nogil:
                      float *, float *) noexcept nogil
         void (*tail)(float *, const float *, i64, i64, const float *, const float *) noexcept nogil
         void (*tilt)(float *, i64, const float *, const float *, i64, const float *, const float *,
-                     const float *) noexcept nogil
+                     const float *, int) noexcept nogil
         void (*share)(float *, i64, i64, i64, float *) noexcept nogil
         void (*nearby)(const float *, i64, i64, const float *, const int64_t *, int64_t, float *, tile_best *,
                        i64) noexcept nogil

@@ -74,17 +74,18 @@ static void tile_lean(const float *row, const float *mean, i64 depth, i64 width,
     for (i64 e = 0; e < width; e++) value[e] = row[depth + 1 + e] - mean[depth + 1 + e];
 }
 
-/* u, scores on the axes, becomes the weights of the slopes: (u - center) ln 2, damped by 1 + (sum u^2 spread)^2,
- * times the mass of the tail, tail_mass, which was summed beneath the maximum tail_m. */
+/* u, scores on the axes, becomes the weights of the slopes: (u - center) ln 2, damped by 1 + sum u^2 spread, or that sum's
+ * square, times the mass of the tail, tail_mass, which was summed beneath the maximum tail_m. */
 static void tile_tilt(float *u, i64 rank, const float *center, const float *spreads, i64 vectors,
-                      const float *tail_m, const float *tail_mass, const float *m) {
+                      const float *tail_m, const float *tail_mass, const float *m, int is_squared) {
     for (i64 j = 0; j < vectors; j++) {
         vf size = {0}, *x = (vf *)u + j;
         for (i64 r = 0; r < rank; r++) {
             x[r * NV] = (x[r * NV] - center[r]) * 0.693147180559945f;
             size += x[r * NV] * (x[r * NV] * spreads[r]);  /* the square alone may be too large */
         }
-        vf share = ((const vf *)tail_mass)[j] * exp2_neg(((const vf *)tail_m)[j] - ((const vf *)m)[j]) / (size * size + 1.f);
+        if (is_squared) size *= size;
+        vf share = ((const vf *)tail_mass)[j] * exp2_neg(((const vf *)tail_m)[j] - ((const vf *)m)[j]) / (size + 1.f);
         for (i64 r = 0; r < rank; r++) x[r * NV] *= share;
     }
 }

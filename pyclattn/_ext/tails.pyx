@@ -359,11 +359,11 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
             vectors = (n + w.isa.vector - 1) // w.isa.vector
             tail_m, tail_mass = m + 2 * padded(lanes), m + 3 * padded(lanes)
             w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
-            w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, tail_m, tail_mass, m)
+            w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, tail_m, tail_mass, m, False)
             w.isa.accumulate(w.slopes + lane * w.rank * w.width, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
             if w.lists[1].counts[lane] > 0:
                 memcpy(w.off, member, (w.depth - 1) * lanes * sizeof(float))
-                w.isa.tilt(w.off, w.depth - 1, w.center, w.spreads, vectors, tail_m, tail_mass, m)
+                w.isa.tilt(w.off, w.depth - 1, w.center, w.spreads, vectors, tail_m, tail_mass, m, True)
                 w.isa.accumulate(w.slope, w.width, w.depth - 1, w.width, w.off, vectors, w.ones, o)
             w.isa.store(o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride, members + first + i * lanes)
         first += n_panels * lanes

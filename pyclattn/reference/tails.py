@@ -104,8 +104,8 @@ def _attend_cluster(
     step = (query - centroid[:-1]) / LOG2E
     on_axes = step @ axes.T
     result = (far @ tail[:, depth:] + near @ values) / total[:, None]
-    for u, own, spread in ((on_axes, axes_slope, spreads), (step, slope, listed_spreads)):
-        damping = 1 + np.square(np.square(u) @ spread)
+    for u, own, spread, power in ((on_axes, axes_slope, spreads, 1), (step, slope, listed_spreads, 2)):
+        damping = 1 + (np.square(u) @ spread) ** power
         result += (share / damping)[:, None] * (u @ own)
     return result
 
