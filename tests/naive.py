@@ -291,7 +291,7 @@ def dense_int8(rows, codes, scales, bias, name):
 
 # Co-clustered attention (docs/coclustered.md)
 
-# Members from which a cluster of queries sums up slopes of its own; in small cases it is 10 instead of 128.
+# Members from which a cluster of queries sums up slopes of its own; in small cases it is 10 instead of 256.
 MANY = 10
 
 
