@@ -85,11 +85,7 @@ def bound_convolution(
         raise ShapeError(f"filters {f.shape} do not fit images {x.shape} and {len(places)} taps")
     if out.shape[:2] != (x.shape[0], groups * channels):
         raise ShapeError(f"out must have shape ({x.shape[0]}, {groups * channels}, ...), got {out.shape}")
-    shift = None
-    if bias is not None:
-        shift = np.ascontiguousarray(_check.rows("bias", bias, 1))
-        if shift.shape != (groups * channels,):
-            raise ShapeError(f"bias must have shape ({groups * channels},), got {shift.shape}")
+    shift = channel_bias(bias, groups * channels)
     for step in steps:
         _check.whole("steps", step, 1)
     if out.size == 0:
@@ -110,15 +106,28 @@ def _terms(name: str, given: Given, rank: int, is_paired: bool) -> Float32 | Int
     return given if given.strides[-1] == 4 or given.shape[-1] < 2 else np.ascontiguousarray(given)
 
 
-@lru_cache(maxsize=64)
 def _cut(n_images: int, n_groups: int, n_positions: int) -> Int64:
-    """Tasks [image, group, first position, last + 1]; no sum depends on the cut."""
-    step = min(POSITIONS, max(48, n_positions // 8 // 48 * 48))
+    return cut(n_images, n_groups, n_positions, min(POSITIONS, max(48, n_positions // 8 // 48 * 48)))
+
+
+@lru_cache(maxsize=64)
+def cut(n_images: int, n_groups: int, n_positions: int, step: int) -> Int64:
+    """Tasks [image, group, first position, last + 1] of ``step`` positions; no sum depends on the cut."""
     starts = range(0, n_positions, step)
     return np.array(
         [(i, g, p, min(p + step, n_positions)) for i in range(n_images) for g in range(n_groups) for p in starts],
         np.int64,
     )
+
+
+def channel_bias(bias: Given, n_channels: int) -> Float32 | None:
+    """A bias of each output channel, checked."""
+    if bias is None:
+        return None
+    shift = np.ascontiguousarray(_check.rows("bias", bias, 1))
+    if shift.shape != (n_channels,):
+        raise ShapeError(f"bias must have shape ({n_channels},), got {shift.shape}")
+    return shift
 
 
 def ordered_filters(weight: Float32, taps: Sequence[tuple[int, int]]) -> Float32:

@@ -8,15 +8,15 @@ a bit. One thing is otherwise: a NaN or an infinity in the input may reach all 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 
 from pyclattn import _dispatch, _threads
-from pyclattn.arrays import Float32, Given, Int32, Int64
+from pyclattn.arrays import Float32, Given, Int32
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check
 from pyclattn.functional._product import SMALL
+from pyclattn.functional.conv import channel_bias, cut
 from pyclattn.functional.conv_bfloat16 import paired_filters
 
 # Tiles of a task: one panel of the widest instruction set.
@@ -126,11 +126,7 @@ def bound_upsampling(
     if not isinstance(out, np.ndarray) or out.ndim != 4 or out.shape[:2] != (len(x), groups * channels):
         raise ShapeError(f"out must have shape ({len(x)}, {groups * channels}, ...), got {np.shape(out)}")
     target = _check.writable("out", out, out.shape)
-    shift = None
-    if bias is not None:
-        shift = np.ascontiguousarray(_check.rows("bias", bias, 1))
-        if shift.shape != (groups * channels,):
-            raise ShapeError(f"bias must have shape ({groups * channels},), got {shift.shape}")
+    shift = channel_bias(bias, groups * channels)
     for pad in pads:
         _check.whole("pads", pad, 0)
     if out.size == 0:
@@ -146,15 +142,6 @@ def bound_upsampling(
         is_relu,
         np.array(pads, np.int64),
         columns,
-        _cut(len(x), groups, rows * columns),
+        cut(len(x), groups, rows * columns, TILES),
         target,
-    )
-
-
-@lru_cache(maxsize=64)
-def _cut(n_images: int, n_groups: int, n_tiles: int) -> Int64:
-    """Tasks [image, group, first tile, last + 1]; no sum depends on the cut."""
-    starts = range(0, n_tiles, TILES)
-    return np.array(
-        [(i, g, t, min(t + TILES, n_tiles)) for i in range(n_images) for g in range(n_groups) for t in starts], np.int64
     )
