@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pyclattn.errors import ArgumentError
 
+# More than any machine has CPUs: a number of threads beyond it is a slip, and they would be made.
+MOST_THREADS = 4096
 BACKENDS = ("auto", "reference", "numba", "cython")
 
 
@@ -35,8 +37,10 @@ def num_threads() -> int | None:
     text = _text("NUM_THREADS", "")
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or not text.strip("0"):
         raise ArgumentError(f"PYCLATTN_NUM_THREADS must be a whole number of at least 1, got {text!r}")
+    if len(text) > len(str(MOST_THREADS)) or int(text) > MOST_THREADS:
+        raise ArgumentError(f"PYCLATTN_NUM_THREADS must be at most {MOST_THREADS}, got {text!r}")
     return int(text)
 
 

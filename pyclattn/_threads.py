@@ -77,6 +77,8 @@ def resolve(n_threads: int | None) -> int:
         raise DTypeError(f"n_threads must be a whole number, got {n_threads!r}") from None
     if n_threads < 1:
         raise ArgumentError(f"n_threads must be at least 1, got {n_threads}")
+    if n_threads > _config.MOST_THREADS:
+        raise ArgumentError(f"n_threads must be at most {_config.MOST_THREADS}, got {n_threads}")
     return n_threads
 
 
@@ -167,7 +169,10 @@ class _Pool:
                 self.cpus = cpus if 2 <= len(cpus) <= FEW_CPUS else set()
             while len(self.threads) < n_helpers:
                 thread = threading.Thread(target=self._loop, name="pyclattn", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # the container allows no more: those that are there do the work
+                    break
                 self.threads.append(thread)
                 self.left_free = -1
 
@@ -191,7 +196,7 @@ class _Pool:
             if self.cpus and self.n_calls == 1:  # several callers leave no CPU free in any case
                 self._step_aside()
         job = _Job(function)
-        for _ in range(n_helpers):
+        for _ in range(min(n_helpers, len(self.threads))):
             self.jobs.put(job)
         try:
             function()

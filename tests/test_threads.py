@@ -60,6 +60,33 @@ def test_too_few(given):
         _threads.resolve(given)
 
 
+@pytest.mark.parametrize("given", [4097, 2**70])
+def test_too_many(given, monkeypatch):
+    """They would be made."""
+    with pytest.raises(ArgumentError, match=f"n_threads must be at most 4096, got {given}"):
+        _threads.resolve(given)
+    monkeypatch.setenv("PYCLATTN_NUM_THREADS", str(given))
+    with pytest.raises(ArgumentError, match=f"PYCLATTN_NUM_THREADS must be at most 4096, got '{given}'"):
+        _threads.resolve(None)
+
+
+def test_where_no_more_threads_are_allowed_the_others_do_the_work(monkeypatch):
+    """As in a container with a limit of processes."""
+    start, pool, calls = threading.Thread.start, _threads._Pool(), []
+
+    def third_fails(thread):
+        if len(pool.threads) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", third_fails)
+    for _ in range(2):
+        pool.run(lambda: calls.append(1), 1000)
+    assert len(pool.threads) == 2
+    assert pool.jobs.qsize() <= 4
+    assert calls
+
+
 @pytest.mark.parametrize("given", [1.0, "2", True, np.bool_(True), [1], np.array([1, 2]), object()])
 def test_no_number(given):
     with pytest.raises(DTypeError, match="n_threads"):
