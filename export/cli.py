@@ -13,6 +13,7 @@ import numpy as np
 
 from pyclattn.errors import ArgumentError, PyclattnError
 from pyclattn.plan import parse_attention
+from pyclattn.weights.numpy_files import read_arrays
 from pyclattn_export.convert import Conversion, convert
 
 
@@ -192,11 +193,10 @@ def _sizes(given: Sequence[str]) -> dict[str, int]:
 
 
 def _arrays(path: str, option: str = "--input") -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, AttributeError) as error:
-        raise ArgumentError(f"{option} must be an .npz file of arrays, got {path!r}: {error}") from error
+    found = read_arrays(path)
+    if not isinstance(found, dict):
+        raise ArgumentError(f"{option} must be an .npz file with an array for each input, got {path!r}: one array")
+    return found
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pyclattn.graph.passes import Report, optimize
 from pyclattn.graph.program import Program
 from pyclattn.graph.serial import save_program
 from pyclattn.model import Model
+from pyclattn.weights.targets import check_target
 from pyclattn_export.from_onnx import from_onnx
 from pyclattn_export.validate import validate
 from pyclattn_export.verify import Comparison, compare
@@ -97,7 +98,9 @@ def convert(
     if keep_above is not None and weights is None:
         raise ArgumentError("keep_above goes with weights: int8, fp16 or bf16")
     source, target = Path(source), Path(target)
-    check_target(target)
+    check_target("target", target, ".safetensors")
+    if golden is not None:
+        check_target("golden", golden)
     if target.exists() and source.exists() and target.samefile(source):
         raise ArgumentError(f"source and target are the same file, {str(source)!r}")
     verbs = ["load and map", "optimise", "validate", "save"] + (["verify"] if verify or golden else [])
@@ -144,15 +147,6 @@ def _steps(bar: tqdm, verbs: list[str]):
         bar.set_description_str(next(rest, "done"))
 
     return done
-
-
-def check_target(target: Path) -> Path:
-    """The path, if a model can be written there."""
-    if not target.parent.is_dir():
-        raise ArgumentError(f"the target's directory {str(target.parent)!r} does not exist")
-    if target.suffix.lower() != ".safetensors":
-        raise ArgumentError(f"the target must end in .safetensors, got {target.name!r}")
-    return target
 
 
 def optimise(program: Program, source: Path | str, float_attention: bool) -> tuple[Program, Report]:

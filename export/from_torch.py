@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyclattn.graph.serial import save_program
-from pyclattn_export.convert import Conversion, check_target, optimise
+from pyclattn.weights.targets import check_target
+from pyclattn_export.convert import Conversion, optimise
 from pyclattn_export.validate import validate
 from pyclattn_export.verify import keep
 
@@ -82,7 +82,9 @@ def from_torch(
     """
     from pyclattn_export import torch_modules  # and with it torch: those who convert ONNX files need not have it
 
-    path = check_target(Path(path))
+    path = check_target("path", path, ".safetensors")
+    if golden is not None:
+        check_target("golden", golden)
     inputs = torch_modules.by_name(module, example_inputs)
     axes = torch_modules.open_axes(inputs, dynamic)
     with torch_modules.evaluating(module):

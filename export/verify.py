@@ -13,7 +13,7 @@ from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.graph.program import Program, walk
 from pyclattn.model import load
-from pyclattn.weights.safetensors import write_atomically
+from pyclattn.weights.targets import write_atomically
 from pyclattn_export.tensors import parse
 
 # Of an output's range. Rounding to 8 bits turns a difference in the last digit into a whole step now and then.

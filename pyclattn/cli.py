@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from pyclattn._tables import table
-from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.errors import ArgumentError, PyclattnError
 from pyclattn.functional.precision import CHOICES
 from pyclattn.plan import Plan, parse_attention
 from pyclattn.serving import command as serving
-from pyclattn.weights.safetensors import write_atomically
+from pyclattn.weights.numpy_files import read_arrays, write_npz
+from pyclattn.weights.targets import check_target, write_atomically
 
 
 def size(n: int) -> str:
@@ -108,40 +108,40 @@ def _add_run(commands) -> None:
 
 
 def _bytes(text: str) -> int:
-    for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("", 1)):
-        if text.endswith(suffix):
-            return int(float(text.removesuffix(suffix)) * factor)
-    raise ValueError(text)
+    """A number of bytes: ``_bytes("1.5GB") == 1_500_000_000``."""
+    units = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
+    unit = text[-2:] if text[-2:] in units else ""
+    try:
+        return int(float(text.removesuffix(unit)) * units.get(unit, 1))
+    except (ValueError, OverflowError):  # not a number, or infinity
+        raise argparse.ArgumentTypeError(f"a number, or one with kB, MB or GB behind it, not {text!r}") from None
 
 
 def read_inputs(given: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays by input name from .npy and .npz files; pickled objects are refused."""
+    """Arrays by input name from .npy and .npz files."""
     feeds: dict[str, np.ndarray] = {}
     for text in given:
         name, _, path = text.rpartition("=")
         if Path(text).exists():
             name, path = "", text
-        try:
-            loaded = np.load(path, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                if not name and len(names) > 1:
-                    raise ArgumentError(f"{path} is one array, the model has inputs {', '.join(names)}: NAME={path}")
-                feeds[name or names[0]] = loaded
-            else:
-                with loaded:
-                    feeds.update({n: loaded[n] for n in loaded.files})
-        except OSError as error:
-            raise ModelFormatError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except (ValueError, EOFError) as error:
-            if isinstance(error, PyclattnError):
-                raise
-            raise ModelFormatError(f"{path}: not a .npy or .npz file of plain arrays: {error}") from error
+        if not path:
+            raise ArgumentError(f"an input is given as FILE or NAME=FILE, got {text!r}")
+        found = read_arrays(path)
+        if isinstance(found, dict):
+            feeds.update(found)
+        elif not name and len(names) != 1:
+            raise ArgumentError(f"{path} is one array, the model has inputs {', '.join(names)}: NAME={path}")
+        else:
+            feeds[name or names[0]] = found
     return feeds
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from pyclattn.model import load
 
+    out = check_target("--output", arguments.output, ".npz", ".npy")
+    if arguments.profile:
+        check_target("--profile", arguments.profile)
     model = load(
         arguments.file,
         None if arguments.attention is None else parse_attention(arguments.attention),
@@ -149,10 +149,9 @@ def _run(arguments: argparse.Namespace) -> None:
         n_threads=arguments.n_threads,
         max_memory=arguments.max_memory,
     )
-    out = Path(arguments.output)
     outputs = [v.name for v in model.program.outputs]
-    if out.suffix not in (".npz", ".npy") or (out.suffix == ".npy" and len(outputs) > 1):
-        raise ArgumentError(f"--output must end in .npz (or .npy for a model with one output), got {out}")
+    if out.suffix.lower() == ".npy" and len(outputs) != 1:
+        raise ArgumentError(f"--output must end in .npz for a model with {len(outputs)} outputs, got {str(out)!r}")
     feeds = read_inputs(arguments.input, [v.name for v in model.program.inputs])
     if arguments.profile:
         model(**feeds)  # the first run plans and touches memory; the second is what a service sees
@@ -161,7 +160,7 @@ def _run(arguments: argparse.Namespace) -> None:
         write_atomically(arguments.profile, lambda file: file.write(json.dumps(chrome_trace(events)).encode()))
     else:
         results = model(**feeds)
-    if out.suffix == ".npy":
+    if out.suffix.lower() == ".npy":
         write_atomically(out, lambda file: np.save(file, results[outputs[0]], allow_pickle=False))
     else:
         write_atomically(out, lambda file: write_npz(file, results))
@@ -186,8 +185,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from pyclattn.calibration import calibrate
     from pyclattn.model import load
 
-    if not arguments.output.endswith(".json"):
-        raise ArgumentError(f"--output must end in .json, got {arguments.output}")
+    check_target("--output", arguments.output, ".json")
+    if arguments.embed:
+        check_target("--embed", arguments.embed, ".safetensors")
     model = load(arguments.file, "exact", n_threads=arguments.n_threads, max_memory=arguments.max_memory)
     before = None if arguments.merge is None else Plan.of(Plan.load(arguments.merge), model=model.fingerprint)
     names = [v.name for v in model.program.inputs]
@@ -221,7 +221,9 @@ def _quantize(arguments: argparse.Namespace) -> None:
     from pyclattn.calibration import quantize
     from pyclattn.model import load
 
-    check_target(arguments.file, arguments.output)
+    out = check_target("--output", arguments.output, ".safetensors")
+    if out.exists() and Path(arguments.file).exists() and out.samefile(arguments.file):
+        raise ArgumentError(f"source and target are the same file, {arguments.file}")
     model = load(arguments.file, n_threads=arguments.n_threads)
     names = [v.name for v in model.program.inputs]
     samples = [read_inputs([path], names) for path in arguments.samples]
@@ -251,22 +253,6 @@ def _warmup(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {kernels} compiled kernels, rates of {rates} settings")
     if not kernels:
         print("pyclattn: without Numba, clustered attention takes the time of NumPy", file=sys.stderr)
-
-
-def check_target(source: str, target: str) -> None:
-    """Refuse to write anything but a .safetensors file, or over the file that is being read."""
-    if not target.endswith(".safetensors"):
-        raise ArgumentError(f"--output must end in .safetensors, got {target}")
-    if Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
-        raise ArgumentError(f"source and target are the same file, {source}")
-
-
-def write_npz(file, arrays: dict[str, np.ndarray]) -> None:
-    """What ``np.savez`` writes, for arrays of any name (its own parameters have names too)."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def profile_table(events) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from pyclattn import _config
-from pyclattn.weights.safetensors import write_atomically
+from pyclattn.weights.targets import write_atomically
 
 BLOCK = 1 << 20
 

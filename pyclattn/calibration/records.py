@@ -12,7 +12,7 @@ import numpy as np
 
 from pyclattn.calibration.ladder import FAMILIES
 from pyclattn.errors import ModelFormatError
-from pyclattn.weights.safetensors import write_atomically
+from pyclattn.weights.targets import write_atomically
 
 # Raised when what is measured, or how, changes.
 STATE_VERSION = 1

@@ -13,7 +13,7 @@ from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
 from pyclattn.plan.choice import Choice, choice_of
 from pyclattn.plan.classes import Calibrated, LengthClass, kv_heads, progressions
 from pyclattn.plan.serial import fields, plain
-from pyclattn.weights.safetensors import write_atomically
+from pyclattn.weights.targets import write_atomically
 
 # A file of more bytes is no plan; 100 attentions of 64 heads in ten length classes take 0.5 MB.
 MOST_BYTES = 64 << 20

@@ -5,6 +5,7 @@ load          load_weights: any file -> arrays;  read_checkpoint: all a PyTorch 
   pytorch     zip and legacy files -> a tree;  archive: members of a zip;  unpickler, allowed: objects of a pickle
   checkpoint  which part of a tree holds the weights, and their names
   safetensors reader and writer;  strict_json: headers and indices
+  targets     files that are written;  numpy_files: .npy and .npz, for command lines
   tensors     where elements lie -> arrays;  dtypes: element types NumPy lacks;  source: a file in memory
 """
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from pyclattn.errors import DTypeError, ModelFormatError
 from pyclattn.weights import dtypes, kinds
 from pyclattn.weights.source import Source
 from pyclattn.weights.strict_json import parse_json, short
+from pyclattn.weights.targets import write_atomically
 from pyclattn.weights.tensors import MAX_RANK, Storage, Tensor, named
 
 # The format's own limit; also far above what a large model needs (about 150 bytes a tensor).
@@ -254,18 +253,3 @@ def write_safetensors(
             file.write(little.reshape(-1).view(np.uint8).data)
 
     write_atomically(path, write)
-
-
-def write_atomically(path: str | os.PathLike, write) -> None:
-    """Call ``write(file)`` on a new file beside ``path`` and move it there when it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

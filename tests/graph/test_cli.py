@@ -8,6 +8,7 @@ import pytest
 from pyclattn.cli import main
 from pyclattn.graph.ops import supported_ops
 from pyclattn.graph.serial import save_program
+from pyclattn.weights.targets import write_atomically
 from tests.graph.build import mlp, mlp_result
 from tests.graph.test_model import attention_model
 
@@ -77,6 +78,18 @@ def test_attention_is_chosen_on_the_command_line(tmp_path):
     assert np.abs(results[0] - results[1]).max() > 1e-3
 
 
+def damaged_files(folder):
+    """What NumPy's readers answer with errors of zipfile, tokenize and the allocator."""
+    np.savez(folder / "good.npz", x=np.ones((5, 8), np.float32))
+    zipped, plain = (folder / "good.npz").read_bytes(), (folder / "x.npy").read_bytes()
+    (folder / "cut.npz").write_bytes(zipped[: len(zipped) // 2])
+    (folder / "altered.npz").write_bytes(zipped.replace(np.ones(2, np.float32).tobytes(), b"\xff" * 8, 1))
+    entry = zipped.rindex(b"PK\x01\x02") + 8
+    (folder / "locked.npz").write_bytes(zipped[:entry] + b"\x01" + zipped[entry + 1 :])  # the flag of encryption
+    (folder / "header.npy").write_bytes(plain[:10] + b'"""""' + plain[15:])
+    (folder / "huge.npy").write_bytes(plain.replace(b"(5, 8), }       ", b"(5, 99999999999)}", 1))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -84,8 +97,16 @@ def test_attention_is_chosen_on_the_command_line(tmp_path):
         ({"input": "nothing.npy"}, "nothing.npy"),
         ({"input": "text.npy"}, "not a .npy"),
         ({"input": "pickled.npy"}, "not a .npy"),
+        ({"input": "header.npy"}, "not a .npy"),
+        ({"input": "huge.npy"}, "not a .npy"),
+        ({"input": "cut.npz"}, "not a .npy"),
+        ({"input": "altered.npz"}, "not a .npy"),
+        ({"input": "locked.npz"}, "not a .npy"),
+        ({"input": "x="}, "NAME=FILE"),
         ({"input": "wrong.npz"}, "unknown z"),
         ({"output": "out.txt"}, ".npz"),
+        ({"output": "none/out.npz"}, "folder that exists, got 'none/out.npz'"),
+        ({"output": "folder.npz"}, "must be a file"),
         ({"attention": "nonsense"}, "nonsense"),
         ({"attention": "{nonsense"}, "JSON"),
     ],
@@ -96,6 +117,8 @@ def test_errors_are_one_line_and_leave_nothing(path, tmp_path, capsys, monkeypat
     np.savez("wrong.npz", z=np.ones(3))
     np.save("pickled.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("hello")
+    (tmp_path / "folder.npz").mkdir()
+    damaged_files(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
     a = {"file": path, "input": "x.npy", "output": "out.npz", "attention": "exact", **change}
     assert main(["run", a["file"], "-i", a["input"], "-o", a["output"], "--attention", a["attention"]]) == 1
@@ -108,3 +131,28 @@ def test_errors_are_one_line_and_leave_nothing(path, tmp_path, capsys, monkeypat
 def test_shape_is_checked(path, capsys):
     assert main(["info", path, "--shape", "nonsense"]) == 1
     assert "name=1x3x224x224" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["inf", "1e400", "nan", "2GiB", "GB", "two"])
+def test_bytes_are_a_number(path, capsys, given):
+    with pytest.raises(SystemExit):
+        main(["run", path, "-i", "x.npy", "-o", "o.npz", "--max-memory", given])
+    assert f"--max-memory: a number, or one with kB, MB or GB behind it, not '{given}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--output", "--profile"])
+def test_where_to_write_is_asked_before_the_run(path, tmp_path, capsys, monkeypatch, option):
+    """A run may take minutes; that its result has no place is said before it."""
+    monkeypatch.setattr("pyclattn.model.load", lambda *_, **__: pytest.fail("loaded"))
+    places = {"--output": str(tmp_path / "o.npz"), "--profile": str(tmp_path / "t.json")}
+    places[option] = str(tmp_path / "none" / "o.npz")
+    assert main(["run", path, "-i", "x.npy", *(text for pair in places.items() for text in pair)]) == 1
+    assert f"{option} must lie in a folder that exists" in capsys.readouterr().err
+
+
+def test_a_failed_write_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path, lambda file: file.write(b"x"))
+    assert (caught.value.filename, list(tmp_path.parent.glob(".*.part"))) == (str(tmp_path), [])
+    with pytest.raises(FileNotFoundError, match=r"none/o\.npz'$"):
+        write_atomically(tmp_path / "none" / "o.npz", lambda file: file.write(b"x"))
