@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from time import perf_counter
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pyclattn import _threads
-from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, PyclattnError
+from pyclattn.errors import ArgumentError, DTypeError, MemoryLimitError, ModelFormatError, PyclattnError
 from pyclattn.functional import costs
+from pyclattn.functional._check import array_of, whole
 from pyclattn.functional.precision import resolved
 from pyclattn.graph.executor import Executor
 from pyclattn.graph.identity import ATTENTION, fingerprint, origins
@@ -26,6 +27,7 @@ from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Observed, Settings, Spec
 from pyclattn.graph.weights import weight_bytes
 from pyclattn.plan import Plan
+from pyclattn.weights.targets import check_target
 
 # ONNX Runtime's names of element types
 _ORT_TYPES = {"float32": "float", "float64": "double", "float16": "float16"}
@@ -180,6 +182,9 @@ class Model:
         observe: Callable[[Observed], None] | None = None,
     ):
         self.program, self.path = program, path
+        self._given = {
+            "precision": precision, "n_threads": n_threads, "max_memory": max_memory, "path": path, "observe": observe
+        }  # fmt: skip
         optional = program.metadata.get("optional")
         optional = optional if isinstance(optional, Mapping) else {}
         self._optional = {v: optional[v.name] for v in program.inputs[1:] if type(optional.get(v.name)) is int}
@@ -191,12 +196,13 @@ class Model:
         settings = Settings(
             n_threads=self.n_threads, precision=self.precision, attention=self.plan.parts, observe=observe
         )
-        self.max_memory, left = max_memory, None
-        if max_memory is not None:
-            left = max_memory - weight_bytes(program)
+        self.max_memory, left = _limit(max_memory), None
+        if self.max_memory is not None:
+            held = weight_bytes(program)
+            left = self.max_memory - held
             if left <= 0:
                 raise MemoryLimitError(
-                    f"the weights have {weight_bytes(program):,} bytes, max_memory is {max_memory:,}: no model fits"
+                    f"the weights have {held:,} bytes, max_memory is {self.max_memory:,}: no model fits"
                 )
         self._executor = Executor(program, settings, left)
 
@@ -231,7 +237,11 @@ class Model:
         """Names, shapes and types of the outputs, as onnxruntime's."""
         return [_node_arg(v) for v in self.program.outputs]
 
-    def __call__(self, **inputs) -> dict[str, np.ndarray]:
+    def __reduce__(self):
+        """Pickled and copied as what it was made of, weights included; the copy plans its runs anew."""
+        return partial(Model, attention=self.plan, **self._given), (self.program,)
+
+    def __call__(self, /, **inputs) -> dict[str, np.ndarray]:
         """Run; arrays by input name in, arrays by output name out.
 
         Raises
@@ -263,6 +273,10 @@ class Model:
         -------
         list of ndarray, or (list of ndarray, RunReport)
         """
+        if not isinstance(input_feed, Mapping):
+            raise ArgumentError(f"input_feed must map input names to arrays, got {type(input_feed).__name__}")
+        if isinstance(output_names, str):
+            raise ArgumentError(f"output_names must be a list of names or None, got {output_names!r}")
         known = [v.name for v in self.program.outputs]
         names = known if output_names is None else list(output_names)
         unknown = [n for n in names if n not in known]
@@ -285,7 +299,8 @@ class Model:
 
     def _run(self, inputs: dict, profile: list | None = None) -> dict[str, np.ndarray]:
         try:
-            return self._executor(self.filled({name: np.asarray(a) for name, a in inputs.items()}), profile)
+            arrays = {name: array_of(f"input {name!r}", a) for name, a in inputs.items()}
+            return self._executor(self.filled(arrays), profile)
         except PyclattnError as error:
             if self.path and self.path not in str(error):
                 raise located(error, self.path) from error
@@ -300,7 +315,7 @@ class Model:
                     arrays[value.name] = np.full(first.shape, number, value.dtype)
         return arrays
 
-    def estimate(self, **shapes: Sequence[int]) -> int:
+    def estimate(self, /, **shapes: Sequence[int]) -> int:
         """Bytes that weights, inputs and one run take together at most.
 
         Parameters
@@ -341,12 +356,15 @@ class Model:
             raise ArgumentError(f"the shapes of {', '.join(names)} are needed, got {', '.join(shapes) or 'none'}")
         specs = {}
         for value in self.program.inputs:
-            shape = tuple(int(n) for n in shapes[value.name])
+            given = shapes[value.name]
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise ArgumentError(f"the shape of {value.name!r} must be a tuple of whole numbers, got {given!r}")
+            shape = tuple(whole(f"an axis of {value.name!r}", n, 0) for n in given)
             check_shape(value, shape)
             specs[value.name] = Spec(shape, value.dtype or "float32")
         return specs
 
-    def describe_attentions(self, **shapes: Sequence[int]) -> list[dict]:
+    def describe_attentions(self, /, **shapes: Sequence[int]) -> list[dict]:
         """What is known of each attention that can be replaced.
 
         Parameters
@@ -383,13 +401,26 @@ class Model:
         Parameters
         ----------
         path : path-like
+            Ends in .safetensors, as `load` wants it.
         plan : Plan, optional
             Kept in the file's metadata, for `load` to run by; by default the one that was there. ``Plan()``: exact.
         """
+        check_target("path", path, ".safetensors")
         program = self.program
         if plan is not None:
             program = replace(program, metadata={**program.metadata, PLAN_KEY: self._plan(plan).to_json()})
         save_program(path, program)
+
+
+def _limit(max_memory: float | None) -> int | None:
+    """``max_memory``, checked: NaN would be no limit at all."""
+    if max_memory is None:
+        return None
+    if isinstance(max_memory, (bool, np.bool_)) or not isinstance(max_memory, (int, float, np.number)):
+        raise DTypeError(f"max_memory must be a number of bytes, got {max_memory!r}")
+    if not 0 < max_memory < np.inf:
+        raise ArgumentError(f"max_memory must be a positive number of bytes, got {max_memory!r}")
+    return int(max_memory)
 
 
 def _node_arg(value: Value) -> NodeArg:

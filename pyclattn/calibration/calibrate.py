@@ -19,6 +19,7 @@ from pyclattn.errors import ArgumentError
 from pyclattn.graph.spec import Observed
 from pyclattn.model import Model
 from pyclattn.plan import Choice, Plan
+from pyclattn.weights.targets import check_target
 
 Metric = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], float]
 # Where outputs miss the metric the layers' error is cut by this factor, so often at most.
@@ -97,7 +98,9 @@ def calibrate(
     """
     _check_bounds(max_error, metric, max_metric)
     if report is not None:
-        require()
+        require(report)
+    if state is not None:
+        check_target("state", state)
     feeds = checked(model, samples)
     known = State.open(state, model.fingerprint, model.n_threads)
     prober = _Prober(known, len(feeds))
@@ -214,7 +217,11 @@ def _holds(model: Model, plan: Plan, feeds: list[dict], exacts: dict, metric: Me
     """Whether the model's outputs by the plan are within the bound on every sample."""
     fast = Model(model.program, attention=plan, n_threads=model.n_threads, max_memory=model.max_memory)
     for feed in feeds:
-        value = float(metric(exacts[key_of(feed)], fast(**feed)))
+        value = metric(exacts[key_of(feed)], fast(**feed))
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"metric must return a number, got {value!r:.200}") from None
         if max_metric is None or not value <= max_metric:  # NaN is not within
             return False
     return True

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pyclattn.calibration.probing import Comparison, is_fixed
-from pyclattn.calibration.samples import checked
+from pyclattn.calibration.samples import check_model, checked
 from pyclattn.graph.spec import Observed
 from pyclattn.model import Model
 from pyclattn.plan import Plan
@@ -34,6 +34,7 @@ def errors_of(model: Model, plan: Plan, samples: Sequence[Mapping[str, np.ndarra
     ArgumentError
         Before any run, for samples that do not fit, and for a plan of another model.
     """
+    check_model(model)
     plan = Plan.of(plan, model.attentions, (model.fingerprint, *model.origins))
     found: list[dict] = []
     number = 0

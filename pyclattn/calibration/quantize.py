@@ -116,6 +116,7 @@ def quantize(
     >>> found.kept, 0.001 < found.change < 0.02
     ({}, True)
     """
+    given_samples.check_model(model)
     source = model.program
     found = layers(source)
     if not found:

@@ -28,12 +28,16 @@ FACTORS = (0.5, 1, 2, 4)
 SHOWN, SHOWN_HEADS = 3, 4
 
 
-def require() -> None:
-    """Raise ArgumentError where there is no Matplotlib."""
+def require(folder: str | os.PathLike) -> None:
+    """Raise ArgumentError where there is no Matplotlib, or the folder cannot be made."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ArgumentError("report needs Matplotlib: pip install pyclattn[calibrate]") from None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"report must be a folder, {str(folder)!r} cannot be made: {error.strerror}") from error
 
 
 def write(
@@ -55,7 +59,6 @@ def write(
         The bound the plan was solved for.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     feed = max(feeds, key=lambda f: sum(a.size for a in f.values()))
     text = ["# Calibration", "", f"Largest error of an attention: {target:g}. {len(feeds)} samples, "
             f"{model.n_threads} threads.", "", "```", plan.summary(), "```", ""]  # fmt: skip

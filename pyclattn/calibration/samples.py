@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyclattn.errors import ArgumentError, PyclattnError
+from pyclattn.errors import ArgumentError, DTypeError, PyclattnError
 from pyclattn.graph.planner import check_inputs
 from pyclattn.model import Model
 
@@ -23,6 +23,7 @@ def checked(
         If there are none, one does not fit the model, is empty or holds NaN or infinity; or if the model has no
         attention to calibrate.
     """
+    check_model(model)
     if needs_attention and not model.attentions:
         raise ArgumentError("the model has no attention that can be replaced: there is nothing to calibrate")
     if isinstance(samples, Mapping) or not isinstance(samples, Sequence):
@@ -45,6 +46,12 @@ def checked(
                 raise ArgumentError(f"samples[{i}]: input {name!r} holds NaN or infinity")
         feeds.append(feed)
     return feeds
+
+
+def check_model(model: Model) -> None:
+    """Raise DTypeError unless it is one: a path is a likely slip."""
+    if not isinstance(model, Model):
+        raise DTypeError(f"model must be a pyclattn.Model, as pyclattn.load gives it, got {type(model).__name__}")
 
 
 def key_of(feed: Mapping[str, np.ndarray]) -> str:

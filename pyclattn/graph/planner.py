@@ -284,7 +284,7 @@ def check_inputs(values, feeds: dict[str, np.ndarray]) -> None:
     """Raise unless ``feeds`` has exactly the arrays that ``values`` describe."""
     wanted = [v.name for v in values]
     missing = [n for n in wanted if n not in feeds]
-    unknown = [n for n in feeds if n not in wanted]
+    unknown = [str(n) for n in feeds if n not in wanted]
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
         raise ArgumentError(f"inputs: {'; '.join(parts)}; the model takes {', '.join(wanted)}")

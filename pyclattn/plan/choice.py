@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pyclattn.errors import ArgumentError
 
 METHODS = ("exact", "clustered", "improved-clustered", "coclustered", "auto")
@@ -37,6 +39,14 @@ PARAMETERS = {
     "coclustered": {"n_query_clusters", "cluster_factor", "n_key_clusters", "n_exact", "rank", *CHECKING},
 }
 PARAMETERS["auto"] = PARAMETERS["coclustered"]
+CLUSTERINGS = ("lsh", "kmeans", "metric")
+# The least and the most of what is counted.
+_COUNTS: dict[str, tuple[int, float]] = {
+    "n_clusters": (1, math.inf), "n_query_clusters": (1, math.inf), "n_key_clusters": (1, math.inf),
+    "n_exact": (0, math.inf), "rank": (1, math.inf), "topk": (1, math.inf), "n_bits": (1, 63),
+    "n_iterations": (1, 10_000), "seed": (0, math.inf),
+}  # fmt: skip
+_OPTIONAL = ("n_query_clusters", "n_key_clusters")  # None: as many as the length asks for
 # Query clusters of co-clustered attention go in whole panels of its widest tile: a part costs as much.
 PANEL = 48
 # The number of query clusters that cluster_factor x sqrt(queries) stands for.
@@ -103,7 +113,7 @@ def choice_of(value) -> Choice:
     if unknown:
         known = ", ".join(sorted(PARAMETERS[method])) or "none"
         raise ArgumentError(f"attention {method!r} has no parameter {', '.join(unknown)}; it has: {known}")
-    _check_limit(parameters)
+    _check_values(parameters)
     factor = parameters.get("cluster_factor")
     if factor is None:
         return Choice(method, {**DEFAULTS[method], **parameters})
@@ -115,7 +125,17 @@ def choice_of(value) -> Choice:
     return Choice(method, {**defaults, **parameters})
 
 
-def _check_limit(parameters: Mapping[str, Any]) -> None:
+def _check_values(parameters: Mapping[str, Any]) -> None:
+    """What a method's function would refuse in a request is refused here."""
+    for name, (least, most) in _COUNTS.items():
+        value = parameters.get(name, least)
+        if value is None and name in _OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+            allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ArgumentError(f"{name} must be a whole number {allowed}, got {value!r}")
+    if parameters.get("clustering", "lsh") not in CLUSTERINGS:
+        raise ArgumentError(f"clustering must be one of {', '.join(CLUSTERINGS)}, got {parameters['clustering']!r}")
     limit, action = parameters.get("max_error"), parameters.get("on_error", "exact")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
         raise ArgumentError(f"max_error must be a number of at least 0, got {limit!r}")

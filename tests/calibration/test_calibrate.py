@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pyclattn
-from pyclattn.calibration import calibrate, errors_of
+from pyclattn.calibration import calibrate, errors_of, quantize
 from pyclattn.calibration.calibrate import _Prober
 from pyclattn.calibration.ladder import COCLUSTERED, RIVAL, START, levels
 from pyclattn.calibration.pictures import short
@@ -17,7 +17,7 @@ from pyclattn.calibration.probing import Comparison, search
 from pyclattn.calibration.records import Probe, Record, squares
 from pyclattn.calibration.solving import expected_error, goal, length_classes, solve
 from pyclattn.cli import main
-from pyclattn.errors import ArgumentError, ModelFormatError
+from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError
 from pyclattn.graph.program import Op, Program, Value
 from pyclattn.model import Model, load
 from pyclattn.plan import Choice, Plan
@@ -366,6 +366,10 @@ def test_the_command_line(files, capsys, steady):
         (lambda g: g.__setitem__(-1, "plan.txt"), "must end in .json"),
         (lambda g: g.__setitem__(2, "nothing.npz"), "nothing.npz"),
         (lambda g: g.extend(["--max-error", "-1"]), "max_error"),
+        (lambda g: g.__setitem__(-1, "none/plan.json"), "folder that exists"),
+        (lambda g: g.extend(["--embed", "none/m.safetensors"]), "folder that exists"),
+        (lambda g: g.extend(["--state", "none/s.json"]), "folder that exists"),
+        (lambda g: g.extend(["--report", "two.npy"]), "report must be a folder, 'two.npy' cannot be made"),
         (lambda g: g.extend(["--merge", "nothing.json"]), "nothing.json"),
     ],
 )
@@ -382,3 +386,14 @@ def test_a_report_needs_matplotlib(small, samples, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ArgumentError, match=r"pyclattn\[calibrate\]"):
         calibrate(small, samples, report=tmp_path)
+
+
+def test_a_metric_gives_a_number(small, samples, steady):
+    with pytest.raises(ArgumentError, match="metric must return a number, got 'near'"):
+        calibrate(small, samples, metric=lambda exact, found: "near", max_metric=1e-3)
+
+
+@pytest.mark.parametrize("function", [calibrate, quantize, lambda model, samples: errors_of(model, Plan(), samples)])
+def test_a_path_is_no_model(function, samples):
+    with pytest.raises(DTypeError, match=r"model must be a pyclattn\.Model, as pyclattn\.load gives it, got str"):
+        function("model.safetensors", samples)

@@ -1,6 +1,8 @@
 """load, Model and the model file."""
 
 import json
+import pickle
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -137,6 +139,13 @@ def test_attention_by_name():
         ({"layer7": "exact"}, ["layer7", "layer0, layer1"]),
         ({"layer0": 3}, ["3"]),
         ({"method": "coclustered", "topk": 3}, ["coclustered", "topk", "n_exact"]),
+        ({"method": "coclustered", "n_exact": -1}, ["n_exact must be a whole number of at least 0, got -1"]),
+        ({"method": "auto", "rank": 2.0}, ["rank must be a whole number of at least 1, got 2.0"]),
+        ({"method": "coclustered", "n_key_clusters": "all"}, ["n_key_clusters", "'all'"]),
+        ({"method": "clustered", "n_bits": 64}, ["n_bits must be a whole number from 1 to 63, got 64"]),
+        ({"method": "clustered", "n_clusters": None}, ["n_clusters", "None"]),
+        ({"layer1": {"method": "improved-clustered", "topk": True}}, ["topk", "True"]),
+        ({"method": "clustered", "clustering": "best"}, ["clustering", "lsh, kmeans, metric", "best"]),
     ],
 )
 def test_wrong_attention(attention, words):
@@ -188,6 +197,59 @@ def test_max_memory(path):
         model(x=np.ones((10_000, 8), np.float32))
     with pytest.raises(MemoryLimitError, match="weights"):
         load(path, max_memory=100)
+
+
+@pytest.mark.parametrize("given", ["2GB", True, float("nan"), float("inf"), 0, -1])
+def test_max_memory_is_a_number(path, given):
+    """NaN would be no limit: nothing is larger."""
+    with pytest.raises(ArgumentError, match="max_memory must be a "):
+        load(path, max_memory=given)
+
+
+@pytest.mark.parametrize("shape", ["5x8", 5, None, (5.5, 8), (-5, 8), (True, 8)])
+def test_a_shape_is_of_whole_numbers(path, shape):
+    model = load(path)
+    for ask in (model.estimate, model.describe_attentions):
+        with pytest.raises(ArgumentError, match="of 'x' must be a"):
+            ask(x=shape)
+
+
+def test_what_is_fed_is_checked(path):
+    model, x = load(path), np.ones((5, 8), np.float32)
+    with pytest.raises(ArgumentError, match="input 'x' must be an array"):
+        model(x=[[1, 2], [3]])
+    with pytest.raises(ArgumentError, match="input_feed must map input names to arrays, got ndarray"):
+        model.run(None, x)
+    with pytest.raises(ArgumentError, match="missing x; unknown 3; the model takes x"):
+        model.run(None, {3: x})
+    with pytest.raises(ArgumentError, match="output_names must be a list of names or None, got 'y'"):
+        model.run("y", {"x": x})
+
+
+def test_an_input_may_have_any_name():
+    x, y = Value("self", "float32", ("n",)), Value("y", "float32", ("n",))
+    model = Model(Program([x], [y], [Op("Relu", ("self",), ("y",))]))
+    assert model(self=np.array([-1, 2], np.float32))["y"].tolist() == [0, 2]
+    assert model.estimate(self=(2,)) == model.estimate(**{"self": (2,)}) > 0
+
+
+@pytest.mark.parametrize("name", ["", "model.bin", "none/model.safetensors"])
+def test_a_model_is_saved_where_it_can_be_loaded(path, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match="path must "):
+        load(path).save(name)
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_models_are_copied_and_pickled(copy, tmp_path):
+    """As process pools do; with their weights, so the file need not be where the copy is."""
+    save_program(tmp_path / "m.safetensors", mlp())
+    model = load(tmp_path / "m.safetensors", "exact", n_threads=1, max_memory=1 << 30)
+    twin, x = copy(model), np.ones((5, 8), np.float32)
+    assert (twin.n_threads, twin.max_memory, twin.path) == (1, 1 << 30, model.path)
+    np.testing.assert_array_equal(twin(x=x)["y"], model(x=x)["y"])
+    clustered = Model(attention_model(), attention={"layer1": "clustered"})
+    assert copy(clustered).plan == clustered.plan
 
 
 def test_n_threads_is_checked(path):
