@@ -7,14 +7,16 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyclattn.errors import ArgumentError, PyclattnError
 from pyclattn.plan import parse_attention
 from pyclattn.weights.numpy_files import read_arrays
-from pyclattn_export.convert import Conversion, convert
+
+if TYPE_CHECKING:
+    from pyclattn_export.convert import Conversion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return {"onnx": _onnx, "torch": _torch}[arguments.command](arguments)
-    except (PyclattnError, OSError) as error:
+    except (PyclattnError, OSError, ModuleNotFoundError) as error:
         print(f"pyclattn-export: {error}", file=sys.stderr)
         return 1
 
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _onnx(arguments: argparse.Namespace) -> int:
+    from pyclattn_export import convert  # here: it needs onnx, and says so
+
     result = convert(
         arguments.model,
         arguments.output,

@@ -1,5 +1,9 @@
 """The five verbs as one command: what is written, what is compared, what is left when something goes wrong."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -203,3 +207,14 @@ def test_command_line_names_a_missing_file(tmp_path, capsys):
     assert cli.main(["onnx", str(tmp_path / "gone.onnx"), "-o", str(tmp_path / "m.safetensors")]) == 1
     assert "gone.onnx: cannot be read" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_without_its_extra_the_command_says_what_to_install(tmp_path):
+    """The plain wheel installs the script too."""
+    blocked = "import sys; sys.modules['onnx'] = sys.modules['tqdm'] = None; from pyclattn_export.cli import main; "
+    ran = subprocess.run(
+        [sys.executable, "-c", blocked + "sys.exit(main(['onnx', 'x.onnx', '-o', 'x.safetensors']))"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert re.fullmatch(r"pyclattn-export: convert needs (onnx|tqdm): pip install pyclattn\[export\]\n", ran.stderr)
