@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PyclattnError, OSError, ModuleNotFoundError) as error:
         print(f"pyclattn-export: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("pyclattn-export: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -303,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PyclattnError, OSError) as error:
         print(f"pyclattn: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("pyclattn: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

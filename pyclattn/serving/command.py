@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 
 from pyclattn.errors import ArgumentError, PyclattnError
@@ -52,8 +53,10 @@ def serve(arguments: argparse.Namespace) -> None:
         raise PyclattnError(f"serving needs {', '.join(missing)}: pip install pyclattn[serve]")
     limits = Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
     for option in ("report_every", "reload_every"):
-        if getattr(arguments, option) < 0:
+        if not 0 <= getattr(arguments, option) < inf:
             raise ArgumentError(f"--{option.replace('_', '-')} must be at least 0, got {getattr(arguments, option)}")
+    if not 0 <= arguments.port < 1 << 16:
+        raise ArgumentError(f"--port must be from 0 to 65535, got {arguments.port}")
     from pyclattn.model import load
     from pyclattn.plan import parse_attention
     from pyclattn.serving import logs, server

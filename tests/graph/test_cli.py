@@ -156,3 +156,15 @@ def test_a_failed_write_names_the_file_that_was_asked_for(tmp_path):
     assert (caught.value.filename, list(tmp_path.parent.glob(".*.part"))) == (str(tmp_path), [])
     with pytest.raises(FileNotFoundError, match=r"none/o\.npz'$"):
         write_atomically(tmp_path / "none" / "o.npz", lambda file: file.write(b"x"))
+
+
+def test_control_c_is_one_line_and_leaves_nothing(path, tmp_path, capsys, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    np.save(tmp_path / "x.npy", np.ones((5, 8), np.float32))
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("pyclattn.cli.write_npz", pressed)
+    assert main(["run", path, "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "o.npz")]) == 130
+    assert capsys.readouterr().err == "pyclattn: interrupted\n"
+    assert sorted(tmp_path.iterdir()) == before

@@ -364,13 +364,15 @@ def test_memory_is_limited(file):
     asyncio.run(play())
 
 
-def test_a_busy_port_and_a_missing_file_end_at_once(file):
+def test_a_busy_port_and_a_missing_file_end_at_once(file, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         from pyclattn.cli import main
 
         assert main(["serve", str(file), "--port", str(taken.getsockname()[1])]) == 1
     assert main(["serve", str(file) + "x", "--port", "0"]) == 1
-    assert main(["serve", str(file), "--port", "0", "--max-queue", "0"]) == 1
+    for option in (["--max-queue", "0"], ["--port", "65536"], ["--port", "-1"], ["--reload-every", "nan"]):
+        assert main(["serve", str(file), "--port", "0", *option]) == 1
+        assert option[0].strip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
 
 
 def test_a_queue_is_first_come_first_served_whatever_comes_after(file):
