@@ -353,8 +353,8 @@ class CoclusteredHead:
 
     def __init__(self, q, k, v, bias, factor, n_query_clusters, n_key_clusters, rank):
         self.q, self.k, self.v, self.bias, self.factor = q, k, v, bias, factor
-        groups, gap = strided_kmeans(seen_by(q, k, rank), n_query_clusters)
-        self.key_groups, key_gap = strided_kmeans(seen_by(k, q, rank), n_key_clusters)
+        groups, gap = strided_kmeans(seen_by(q, k, min(rank, 16)), n_query_clusters)
+        self.key_groups, key_gap = strided_kmeans(seen_by(k, q, min(rank, 16)), n_key_clusters)
         self.groups, self.gap = [group for group in groups if group], min(gap, key_gap)
         self.centers = [weighted_sum([1.0 / len(g)] * len(g), q[g]) for g in self.groups]
         self.axes = principal_axes(covariance(k), rank)
@@ -434,7 +434,7 @@ class CoclusteredHead:
 
 
 def coclustered(
-    query, key, value, *, n_query_clusters=None, n_key_clusters=None, n_exact=128, rank=16, key_bias=None,
+    query, key, value, *, n_query_clusters=None, n_key_clusters=None, n_exact=128, rank=32, key_bias=None,
     key_padding=None, query_padding=None, scale=None,
 ):  # fmt: skip
     """Co-clustered attention and each row's margin: how far any key is from the threshold, 0 where k-means ties.

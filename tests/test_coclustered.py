@@ -42,6 +42,7 @@ SHAPES = {
     "D1": ({"n": 100, "dim": 1, "width": 16, "seed": 8}, {"n_exact": 9, "n_query_clusters": 15}),
     "D80 E70": ({"n": 120, "dim": 80, "width": 70}, {"n_exact": 9, "rank": 24}),
     "E1": ({"n": 100, "dim": 16, "width": 1}, {"n_exact": 9}),
+    "fewer axes for clusters than for slopes": ({"n": 120, "dim": 40}, {"n_exact": 9, "rank": 24}),
     "rank 3": ({"n": 120, "dim": 16, "width": 5}, {"n_exact": 9, "rank": 3}),
     "rank above D": ({"n": 120, "dim": 5, "width": 36}, {"n_exact": 9, "rank": 10**12}),
 }

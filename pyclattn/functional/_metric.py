@@ -49,13 +49,14 @@ def _covariances(rows: Float32, tokens: Tokens, n_threads: int) -> Float64:
 
 
 def axes_between(
-    rows: Float32, tokens: Tokens, others: Float32, other_tokens: Tokens, rank: int, n_threads: int
-) -> tuple[Float32, Float32, Float32]:
-    """Axes (n_sequences, heads, rank, D) on which distances of rows and of others are taken, and on which others vary
-    most."""
+    rows: Float32, tokens: Tokens, others: Float32, other_tokens: Tokens, rank: int, n_threads: int,
+    n_principal: int = 0,
+) -> tuple[Float32, Float32, Float32]:  # fmt: skip
+    """Axes (n_sequences, heads, rank, D) on which distances of rows and of others are taken, and those on which others
+    vary most, ``n_principal`` of them."""
     spread, other_spread = _covariances(rows, tokens, n_threads), _covariances(others, other_tokens, n_threads)
-    shape = (*spread.shape[:2], rank, spread.shape[3])
-    axes, other_axes, principal = (np.empty(shape, np.float32) for _ in range(3))
+    shape = spread.shape
+    axes, other_axes, principal = (np.empty((*shape[:2], n, shape[3]), np.float32) for n in (rank, rank, n_principal))
 
     def solve(task: int) -> None:
         at = divmod(task, shape[1])
@@ -63,7 +64,7 @@ def axes_between(
         other_root, vectors = _root(other_spread[at])
         axes[at] = _leading(spread[at], other_root, rank)
         other_axes[at] = _leading(other_spread[at], root, rank)
-        principal[at] = vectors[:, ::-1][:, :rank].T
+        principal[at] = vectors[:, ::-1][:, :n_principal].T
 
     each(shape[0] * shape[1], solve, n_threads)
     return axes, other_axes, principal

@@ -27,7 +27,7 @@ from pyclattn import _config, _dispatch
 from pyclattn.arrays import Float64
 from pyclattn.errors import ArgumentError
 from pyclattn.functional.clustered import improved_clustered_attention
-from pyclattn.functional.coclustered import SAMPLED_KEYS, SHORTEST, coclustered_attention, query_clusters
+from pyclattn.functional.coclustered import CLUSTER_AXES, SAMPLED_KEYS, SHORTEST, coclustered_attention, query_clusters
 from pyclattn.functional.exact import SMALL, scaled_dot_product_attention
 
 METHODS: dict[str, Callable[..., object]] = {
@@ -145,7 +145,7 @@ def _improved_counts(
 
 def _coclustered_counts(
     n: int, m: int, n_heads: int, depth: int, width: int, n_threads: int, *, n_query_clusters: int | None = None,
-    n_key_clusters: int | None = None, n_exact: int = 128, rank: int = 16, **_: object,
+    n_key_clusters: int | None = None, n_exact: int = 128, rank: int = 32, **_: object,
 ) -> tuple[float, ...]:  # fmt: skip
     """Work that is a head's own and cannot be shared, rows that are moved, k-means, centroids with all keys, members
     with the tail and what is exact."""
@@ -155,7 +155,7 @@ def _coclustered_counts(
     return (
         float(turns * depth**3), float(turns * (n + m)), float(n_heads * own * SAMPLED_KEYS),
         float(n_heads * (n + m) * (depth + width)),
-        float(n_heads * min(rank, depth) * (n * own + m * others + 48 * (own * own + others * others))),
+        float(n_heads * min(rank, depth, CLUSTER_AXES) * (n * own + m * others + 48 * (own * own + others * others))),
         float(n_heads * own * m * (2 * depth + width)), float(n_heads * n * (n_exact + others) * (depth + width)),
     )  # fmt: skip
 
