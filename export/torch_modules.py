@@ -171,12 +171,18 @@ def arrays(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part of a module in eval(), and then in the mode it was in."""
+    """Every part of a module in eval(), and then in the mode it was in.
+
+    Without torch's fast path: it gives zeros where `torch.nn.TransformerEncoder` has padding, and is not exported.
+    """
     modes = [(part, part.training) for part in module.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
     module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for part, is_training in modes:
             part.training = is_training

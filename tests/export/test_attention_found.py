@@ -370,6 +370,14 @@ def upper_triangle_added(g, scores, q):
     return g("Add", scores, g("Trilu", full, g.const(1, np.int64), upper=1))
 
 
+def lower_triangle_not_zero(g, scores, q):
+    """As torch's exporters write scaled_dot_product_attention(is_causal=True)."""
+    sizes = g("Concat", g("Shape", q, start=2, end=3), g("Shape", q, start=2, end=3), axis=0)
+    triangle = g("Trilu", g("Expand", g.const(np.float32(1)), sizes), upper=0)
+    zero = g.const(np.float32(0))
+    return g("Add", scores, g("Where", g("Equal", triangle, zero), g.const(np.float32("-inf")), zero))
+
+
 def slice_of_a_stored_triangle(g, scores, q):
     stored = g.const(np.tri(64, dtype=bool)[None, None])
     length = g("Shape", q, start=2, end=3)
@@ -380,7 +388,7 @@ def slice_of_a_stored_triangle(g, scores, q):
 
 TRIANGLES = [
     key_not_after_query, query_not_before_key, key_after_query_dropped, key_before_next_query, upper_triangle_added,
-    slice_of_a_stored_triangle,
+    slice_of_a_stored_triangle, lower_triangle_not_zero,
 ]  # fmt: skip
 
 
@@ -421,7 +429,16 @@ def transposed_triangle(g, scores, q):
     return g("Where", g("GreaterOrEqual", line, column(g, line)), scores, g.const(np.float32("-inf")))
 
 
-@pytest.mark.parametrize("spelling", [off_by_one, a_window, transposed_triangle], ids=lambda f: f.__name__)
+def wider_triangle_not_zero(g, scores, q):
+    sizes = g("Concat", g("Shape", q, start=2, end=3), g("Shape", q, start=2, end=3), axis=0)
+    triangle = g("Trilu", g("Expand", g.const(np.float32(1)), sizes), g.const(1, np.int64), upper=0)
+    return g("Where", g("Equal", triangle, g.const(np.float32(0))), g.const(np.float32("-inf")), scores)
+
+
+PATTERNS = [off_by_one, a_window, transposed_triangle, wider_triangle_not_zero]
+
+
+@pytest.mark.parametrize("spelling", PATTERNS, ids=lambda f: f.__name__)
 def test_patterns_that_only_look_causal(spelling):
     """They stay exact, as masks of pairs."""
     g = Builder()

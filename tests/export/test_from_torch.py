@@ -281,3 +281,37 @@ def test_the_page_on_training(tmp_path, monkeypatch):
     assert len(blocks) > 3
     for block in blocks:
         exec(compile(block, "docs/training.md", "exec"), names)
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(D, 2, 2 * D, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x, mask):
+        return self.encoder(x, src_key_padding_mask=~mask)
+
+
+def test_torchs_own_encoder_is_compared_at_padding_too(tmp_path):
+    """Its fast path, which is not exported, gives zeros there."""
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 5:] = False
+    given = {"x": torch.randn(2, 9, D), "mask": mask}
+    before = torch.backends.mha.get_fastpath_enabled()
+    done = from_torch(Padded(), given, tmp_path / "m.safetensors", dynamic={"x": (0, 1), "mask": (0, 1)})
+    assert done.comparison.passed, done.comparison
+    assert [attention.mask for attention in done.report.attentions] == ["key padding"] * 2
+    assert torch.backends.mha.get_fastpath_enabled() is before
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "script"])
+def test_torchs_causal_attention_is_found(exporter, tmp_path):
+    class Causal(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    given = {"x": torch.randn(2, 3, 9, D)}
+    done = from_torch(Causal(), given, tmp_path / "m.safetensors", dynamic={"x": (0, 2)}, exporter=exporter)
+    assert done.comparison.passed, done.comparison
+    assert [attention.mask for attention in done.report.attentions] == ["causal"]

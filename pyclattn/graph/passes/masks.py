@@ -297,6 +297,9 @@ def is_triangle(editor: Editor, known: Shapes, name: str, drop_if: bool) -> bool
         return is_triangle(editor, known, op.inputs[0], drop_if)
     if op.kind == "Not":
         return is_triangle(editor, known, op.inputs[0], not drop_if)
+    if op.kind == "Equal":  # with 0, as torch's exporters write scaled_dot_product_attention(is_causal=True)
+        numbers = [editor.scalar(name) for name in op.inputs]
+        return 0 in numbers and is_triangle(editor, known, op.inputs[1 - numbers.index(0)], not drop_if)
     if op.kind == "Slice":
         array, bounds = editor.constant(op.inputs[0]), slice_bounds(known, op)
         whole = bounds is not None and all(start == 0 and step == 1 for _, start, _, step in bounds)
