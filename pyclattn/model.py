@@ -119,7 +119,7 @@ def _reader(path: Path):
     if suffix == ".safetensors":
         return load_program
     if not path.exists():
-        raise ModelFormatError(f"{path}: no such file")
+        raise ModelFormatError(f"{path}: no such file or folder (nothing is fetched from a hub)")
     found = {point.name: point for point in entry_points(group="pyclattn.readers")}
     if suffix in found:
         try:

@@ -58,7 +58,8 @@ def load_program(path: str | os.PathLike) -> Program:
         text = file.metadata[PROGRAM_KEY]
     except (KeyError, ValueError):
         raise ModelFormatError(
-            f"{path}: weights only, no pyclattn model in it; pyclattn-export makes a model from an ONNX file"
+            f"{path}: weights only, no pyclattn model in it; a Hugging Face model is loaded by its folder, others are "
+            "converted by pyclattn-export"
         ) from None
     if not 1 <= version <= FORMAT_VERSION:
         raise ModelFormatError(f"{path}: format_version {version}, this pyclattn reads 1 to {FORMAT_VERSION}")

@@ -63,7 +63,7 @@ class Builder:
             heads.append(self.add(f"{name}.{which}.heads", "Reshape", projected, split))
         options = {"name": layer.name, "layout": "blhd", "scale": layer.head_dim**-0.5, "is_self": True}
         mixed = self.add(f"{name}.mixed", "pyclattn:Attention", *heads, *(("", padding) if padding else ()), **options)
-        joined = self.add(f"{name}.joined", "Reshape", mixed, self.numbers(0, 0, -1))
+        joined = self.add(f"{name}.joined", "Reshape", mixed, self.numbers(0, 0, layer.n_heads * layer.head_dim))
         return self.linear(f"{name}.out", joined, layer.out)  # type: ignore[arg-type]
 
     def feed_forward(self, name: str, x: str, layer: FeedForward) -> str:

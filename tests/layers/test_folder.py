@@ -308,3 +308,9 @@ def test_folders_without_what_they_need(tmp_path):
     (folder / "config.json").write_bytes(b" " * (17 << 20))
     with pytest.raises(ModelFormatError, match="bytes"):
         pyclattn.load(folder)
+
+
+def test_no_sequences(tmp_path, ids):
+    write(tmp_path, "bert")
+    found = pyclattn.load(tmp_path)(input_ids=ids[:0])
+    assert {name: array.shape[0] for name, array in found.items()} == {"last_hidden_state": 0, "pooler_output": 0}
