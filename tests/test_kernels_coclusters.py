@@ -213,7 +213,7 @@ def limit_of(wanted, errors):
     return (errors[best] + errors[best - 1]) / 2
 
 
-def attend_case(taken, dim, width, rank, listed="many"):
+def attend_case(taken, dim, width, rank, listed="many", with_risks=False):
     """Arguments of a call, as a function of how outputs are made; which rows are taken, and which are listed."""
     rows, spans, key_offsets, sequences, key_bounds, axes = rows_case(dim, width, rank, seed=dim)
     query, query_spans, offsets, order, bounds, centroids = centroid_case(dim, seed=dim)
@@ -235,9 +235,11 @@ def attend_case(taken, dim, width, rank, listed="many"):
 
     def make(new):
         out = new((1, N_HEADS, sum(LENGTHS), width), np.float32, np.nan)
+        risks = new((1, N_HEADS, sum(LENGTHS), 2), np.float32, np.nan) if with_risks else None
         arguments = (query, query_spans, order, bounds, centroids, offsets, limits, rows, key_scores, key_bounds)
         factor = dim**-0.5 * np.log2(np.e)
-        return (*arguments, key_offsets, slopes, axes, squares, factor, tasks, 32, out), out
+        made = (out, risks) if with_risks else out
+        return (*arguments, key_offsets, slopes, axes, squares, factor, tasks, 32, out, risks), made
 
     return make
 
@@ -254,6 +256,20 @@ def test_attend(name, fast, taken, listed, dim, width, rank):
     want, got = both(name, fast, attend_case(taken, dim, width, rank, listed))
     assert np.isnan(got).any()
     compare.assert_close(got, want, 1e-5)
+
+
+@kernel("tails.attend")
+@pytest.mark.parametrize(("dim", "width", "rank"), SHAPES)
+@pytest.mark.parametrize("taken", ["few", "many", "none", "all"])
+def test_risks(name, fast, taken, dim, width, rank):
+    """The tail's share of each query's softmax, and the variance of its logits; the outputs are the same bits."""
+    (_, want), (out, got) = both(name, fast, attend_case(taken, dim, width, rank, with_risks=True))
+    np.testing.assert_array_equal(np.isnan(got).any(axis=-1), np.isnan(out).any(axis=-1))
+    seen = ~np.isnan(out).any(axis=-1)
+    compare.assert_close(got[seen], want[seen], 1e-5)
+    assert (want[seen][:, 0] > 0).any() == (taken != "all")
+    _, alone = both(name, fast, attend_case(taken, dim, width, rank))
+    np.testing.assert_array_equal(alone, out)
 
 
 @kernel("tails.attend_bfloat16")
@@ -293,7 +309,7 @@ def test_keys_far_below_those_taken(room, logits):
         np.array([0, 1]), np.array([[[100]], [[-100]]], np.float32), rows, np.zeros((1, n), np.float32),
         np.array([[0, n]]),
         np.array([0, 1]), np.ones((1, 1, 2 * width), np.float32), np.ones((1, 1, 2, depth), np.float32),
-        np.ones((1, 1, 2), np.float32), 1.0, np.array([[0, 0, 0]]), 48, out,
+        np.ones((1, 1, 2), np.float32), 1.0, np.array([[0, 0, 0]]), 48, out, None,
     )  # fmt: skip
     heaviest = slice(100, 101) if logits[1] == 0 else slice(128, n)
     expected = rows[0, heaviest, depth + 1 :].mean(axis=0)

@@ -227,12 +227,32 @@ def test_the_causal_form_has_no_estimate():
         pyclattn.improved_clustered_attention(q, k, v, n_clusters=5, is_causal=True, return_error=True)
 
 
+@pytest.mark.parametrize("weights_of", [sampled_error.weigh, lambda x: sampled_error.weigh(x, x[::-1] / 500)])
 @pytest.mark.parametrize("spreads", [np.ones(500), np.arange(500.0), np.eye(1, 500)[0], np.zeros(500)])
-def test_chances_sum_to_the_sample(spreads):
-    chances = sampled_error.inclusion(spreads, 64)
+def test_chances_sum_to_the_sample(spreads, weights_of):
+    chances = sampled_error.inclusion(weights_of(spreads), 64)
     assert chances.min() > 0
     assert chances.max() <= 1
     assert abs(chances.sum() - 64) < 1e-9
     places = sampled_error.systematic(chances, 64)
     assert len(np.unique(places)) == 64
     assert np.isin(np.flatnonzero(chances == 1), places).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_spoil_no_chance(wrong):
+    spreads, shares = np.full(500, 2.0), np.full(500, 0.5)
+    spreads[3] = shares[7] = wrong
+    for weights in (sampled_error.weigh(spreads), sampled_error.weigh(spreads, shares)):
+        np.testing.assert_allclose(weights, 1)
+
+
+def test_few_queries_whose_tail_is_large_are_found():
+    """A query in 500 needs a key that its cluster leaves in the tail, and is not far from that cluster."""
+    spreads, shares = np.ones(4000), np.full(4000, 1e-6)
+    spreads[::40] = 9
+    bad = np.arange(137, 4000, 500)
+    spreads[bad], shares[bad] = 4, 0.5
+    chances = sampled_error.inclusion(sampled_error.weigh(spreads, shares), 64)
+    assert chances[bad].min() > 0.9
+    assert sampled_error.inclusion(sampled_error.weigh(spreads), 64)[bad].max() < 0.2

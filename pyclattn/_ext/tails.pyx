@@ -15,6 +15,7 @@ from pyclattn._ext.isa cimport (
 
 # A cluster whose keys are all so far below one that is taken has no tail (2^-90): dividing by less may overflow.
 cdef float LEAST_MASS = 8.0e-28
+cdef float LN2 = 0.693147180559945
 # Panels of one cluster's members that share a gathered block of rows.
 cdef enum:
     SHARED = 4
@@ -312,9 +313,25 @@ cdef void member_begin(Buffers *w, float *member, const float *query, i64 q_stri
             memcpy(words + (w.n_words - 1) * lanes + i, &ones, sizeof(float))
 
 
+cdef void note_risks(Buffers *w, const float *spreads, const float *m, const int64_t *members, i64 n,
+                     float *risks) noexcept nogil:
+    """Of each member of a panel: the tail's share of its softmax, and by what variance its logits there are off."""
+    cdef:
+        i64 i, k
+        size_t row = padded(w.lanes)
+        float x, variance
+    for i in range(n):
+        variance = 0
+        for k in range(w.rank):
+            x = (w.u[k * w.lanes + i] - w.on_axes[k]) * LN2
+            variance += x * (x * spreads[k])
+        risks[2 * members[i]] = m[3 * row + i] * exp2f(min(0.0, max(-100.0, m[2 * row + i] - m[i]))) / m[row + i]
+        risks[2 * members[i] + 1] = variance
+
+
 cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *query, i64 q_stride,
                       const int64_t *members, i64 n_members, float factor, const float *axes, const float *spreads,
-                      const float *tail, float *out, i64 o_stride) noexcept nogil:
+                      const float *tail, float *out, i64 o_stride, float *risks) noexcept nogil:
     """The members of the cluster in this lane: its tail first, then its rows, then the slopes."""
     cdef:
         Block b
@@ -359,6 +376,8 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
             vectors = (n + w.isa.vector - 1) // w.isa.vector
             tail_m, tail_mass = m + 2 * padded(lanes), m + 3 * padded(lanes)
             w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
+            if risks != NULL:
+                note_risks(w, spreads, m, members + first + i * lanes, n, risks)
             w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, tail_m, tail_mass, m, False)
             w.isa.accumulate(w.slopes + lane * w.rank * w.width, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
             if w.lists[1].counts[lane] > 0:
@@ -375,11 +394,12 @@ def attend(
     const float[:, :, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
-    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    i64 chunk, float[:, :, :, :] out, float[:, :, :, ::1] risks, int64_t[::1] counter,
 ):
     """Co-clustered attention of `chunk` query clusters a task (see `pyclattn.reference.tails`)."""
     attend_with(current(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
-                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter)
+                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, risks,
+                counter)
 
 
 def attend_bfloat16(
@@ -388,11 +408,12 @@ def attend_bfloat16(
     const float[:, :, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
-    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    i64 chunk, float[:, :, :, :] out, float[:, :, :, ::1] risks, int64_t[::1] counter,
 ):
     """The same with products of bfloat16 for the rows that are taken."""
     attend_with(bfloat16(), query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows,
-                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter)
+                key_scores, key_bounds, key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, risks,
+                counter)
 
 
 cdef int attend_with(
@@ -402,7 +423,7 @@ cdef int attend_with(
     const float[:, :, ::1] limits, const float[:, :, ::1] rows, const float[:, ::1] key_scores,
     const int64_t[:, ::1] key_bounds, const int64_t[::1] key_cluster_offsets, const float[:, :, ::1] slopes,
     const float[:, :, :, ::1] axes, const float[:, :, ::1] spreads, double factor, const int64_t[:, ::1] tasks,
-    i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    i64 chunk, float[:, :, :, :] out, float[:, :, :, ::1] risks, int64_t[::1] counter,
 ) except -1:
     cdef:
         Buffers w
@@ -411,6 +432,7 @@ cdef int attend_with(
         i64 most_clusters = 0, most_keys = 0, i
         int64_t members
         const int64_t *bounds
+        bint has_risks = risks is not None
 
     with nogil:
         for sequence in range(key_cluster_offsets.shape[0] - 1):
@@ -444,7 +466,8 @@ cdef int attend_with(
                     attend_lane(&w, lane, &rows[head, 0, 0], &query[batch, head, 0, 0], q_stride,
                                 &order[head, members], member_offsets[head, first + lane + 1] - members,
                                 <float> factor, &axes[sequence, head, 0, 0], &spreads[sequence, head, 0],
-                                w.tails + lane * (n_key_clusters + 1) * w.size, &out[batch, head, 0, 0], o_stride)
+                                w.tails + lane * (n_key_clusters + 1) * w.size, &out[batch, head, 0, 0], o_stride,
+                                &risks[batch, head, 0, 0] if has_risks else NULL)
                 first += n
         free_floats(w.memory)
         free_floats(w.lists[0].rows)

@@ -205,16 +205,17 @@ def _attend(
             for member in range(group):  # heads that share keys have clusters of their own all the same
                 heads = slice(first * group + member, min(first + step, k.shape[1]) * group, group)
                 own = slice(first, first + step)
+                risks = None if check is None else np.empty((*out[:, heads].shape[:3], 2), np.float32)
                 grouping = _round(
                     q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, clusters, n_exact, rank, factor,
-                    out[:, heads], precision, n_threads,
+                    out[:, heads], risks, precision, n_threads,
                 )  # fmt: skip
                 if check is not None:
                     check.add(
                         members, heads, q[:, heads], tokens, k[:, own], v[:, own], key_tokens, bias, grouping, factor,
-                        out[:, heads], n_threads,
+                        out[:, heads], n_threads, risks,
                     )  # fmt: skip
-                del grouping  # before there is a next one
+                del grouping, risks  # before there are next ones
 
 
 def _rounds(
@@ -289,7 +290,8 @@ def _numbers(lengths: Int64, key_lengths: Int64, counts: tuple[int | None, int |
 
 def _round(
     q: Float32, tokens: _ragged.Tokens, k: Float32, v: Float32, key_tokens: _ragged.Tokens, bias: Float32 | None,
-    clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, precision: str, n_threads: int,
+    clusters: tuple[Int64, Int64], n_exact: int, rank: int, factor: float, out: Float32, risks: Float32 | None,
+    precision: str, n_threads: int,
 ) -> Grouping:  # fmt: skip
     """Group both sides, sort the keys, find what is taken exactly, attend. As many heads of keys as of queries.
 
@@ -306,7 +308,7 @@ def _round(
         launch(
             KERNELS[precision], n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
             grouping.cluster_offsets, limits, rows, key_scores, key_grouping.member_offsets,
-            key_grouping.cluster_offsets, slopes, slope_axes, squares, factor * LOG2E, tasks, chunk, out,
+            key_grouping.cluster_offsets, slopes, slope_axes, squares, factor * LOG2E, tasks, chunk, out, risks,
         )  # fmt: skip
     return grouping
 

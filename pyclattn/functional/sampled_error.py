@@ -1,8 +1,9 @@
 """How far a clustered attention is from the exact one: estimated from exact outputs of a few queries of each head.
 
 Few queries may carry most of an error, those far from their cluster's mean: 64 drawn evenly miss them. So a query's
-chance grows with the spread dq gives its logits, and its error counts by one over that chance (Horvitz and Thompson
-1952). The farthest are always taken; the others are drawn systematically, cluster by cluster. Nothing is random.
+chance grows with the spread dq gives its logits and, where that is known, with what the tail may come to at that
+distance; its error counts by one over that chance (Horvitz and Thompson 1952). The farthest are always taken; the
+others are drawn systematically, cluster by cluster. Nothing is random.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ N_KEYS = 32
 # Chances are a tenth even and else by the sixth power of the spread. On keypoint matching, where ten queries may carry
 # all of the error, the fourth power misses it half as often again; on images and genes powers from 2 to 6 are alike.
 EVEN = 0.1
+# Where the tail's share is known, two thirds of what is not even go by what it may come to: at REACH standard
+# deviations: of 1 to 3 those after which estimates are least often far too low.
+BY_TAIL, REACH = 2 / 3, 2.0
+# An exponent that is large enough to be anything's end.
+MOST = 300.0
 # Queries that are worked on at a time, to the end of a cluster: 2048 x 32 float32 are 256 kB.
 CHUNK = 2048
 # Estimates that a message names.
@@ -61,9 +67,10 @@ class ErrorCheck:
     def add(
         self, sequences: Int64, heads: slice, q: Float32, tokens: Tokens, k: Float32, v: Float32, keys: Spans,
         bias: Float32 | None, grouping: Grouping, factor: float, out: Float32, n_threads: int,
+        risks: Float32 | None = None,
     ) -> None:  # fmt: skip
         """Estimate the errors of ``out``, of these sequences and heads; make exact what is to be."""
-        found = estimate(q, tokens, k, v, keys, bias, grouping, factor, out, n_threads)
+        found = estimate(q, tokens, k, v, keys, bias, grouping, factor, out, n_threads, risks)
         self.errors[sequences[:, None], np.arange(self.errors.shape[1])[heads]] = found
         if self.max_error is None or self.on_error != "exact":
             return
@@ -109,12 +116,16 @@ def _limit(given: Given) -> float:
 
 def estimate(
     q: Float32, tokens: Tokens, k: Float32, v: Float32, keys: Spans, bias: Float32 | None, grouping: Grouping,
-    factor: float, out: Float32, n_threads: int,
+    factor: float, out: Float32, n_threads: int, risks: Float32 | None = None,
 ) -> Float64:  # fmt: skip
-    """The relative Frobenius error (n_sequences, H) of ``out``, all queries of a sequence and head together."""
+    """The relative Frobenius error (n_sequences, H) of ``out``, all queries of a sequence and head together.
+
+    ``risks`` (B, H, L, 2), as of `tails.attend`: each query's share of the tail, and its logits' variance there.
+    """
     errors = np.empty((len(tokens.spans), q.shape[1]))
     for s, (batch, start, stop) in enumerate(tokens.spans.tolist()):
-        rows, chances = _drawn(q[batch], tokens, k, keys, grouping, s, factor, n_threads)
+        own_risks = None if risks is None else risks[batch]
+        rows, chances = _drawn(q[batch], tokens, k, keys, grouping, s, factor, own_risks, n_threads)
         own = np.take_along_axis(q[batch], rows[..., None], axis=1)[None]
         truth = np.empty((*own.shape[:3], v.shape[3]), np.float32)
         side_by_side = Spans(np.array([[0, 0, rows.shape[1]]], np.int64))
@@ -133,9 +144,9 @@ def estimate(
 
 def working_bytes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *, n_threads: int) -> int:
     """What an estimate holds beside inputs and output: of one head a thread, and the sampled rows."""
-    (_, n_heads, length, depth), width = query, value[3]
-    sampled = n_heads * N_SAMPLES * (4 * depth + 40 * width + 32)
-    head = length * (2 * 4 * N_KEYS + 5 * 8) + 4 * (CHUNK + N_KEYS) * (depth + width)
+    (batch, n_heads, length, depth), width = query, value[3]
+    sampled = n_heads * (8 * batch * length + N_SAMPLES * (4 * depth + 40 * width + 32))
+    head = length * (2 * 4 * N_KEYS + 8 * 8) + 4 * (CHUNK + N_KEYS) * (depth + width)
     return sampled + min(n_threads, n_heads) * head
 
 
@@ -156,7 +167,7 @@ def _squares(out: Float32, rows: Int64, n_threads: int) -> Float64:
 
 def _drawn(
     q: Float32, tokens: Tokens, k: Float32, keys: Spans, grouping: Grouping, sequence: int, factor: float,
-    n_threads: int,
+    risks: Float32 | None, n_threads: int,
 ) -> tuple[Int64, Float64]:  # fmt: skip
     """Rows drawn from each head of one sequence (H, n), and what their chances were."""
     _, start, stop = tokens.spans[sequence].tolist()
@@ -165,10 +176,14 @@ def _drawn(
     rows, chances = np.empty((len(q), n), np.int64), np.empty((len(q), n))
 
     def draw(head: int) -> None:
-        sizes = np.diff(grouping.member_offsets[head, first : last + 1])
         order = grouping.order[head, start:stop]
-        axes = _axes(k[:, head // group], keys, sequence) * np.float32(factor)
-        all_chances = inclusion(_spreads(q[head], order, sizes, axes), n)
+        if risks is None:
+            sizes = np.diff(grouping.member_offsets[head, first : last + 1])
+            axes = _axes(k[:, head // group], keys, sequence) * np.float32(factor)
+            weights = weigh(_spreads(q[head], order, sizes, axes))
+        else:
+            weights = weigh(*risks[head, order].T[::-1].astype(np.float64))
+        all_chances = inclusion(weights, n)
         places = systematic(all_chances, n)
         rows[head], chances[head] = order[places], all_chances[places]
 
@@ -203,7 +218,33 @@ def _spreads(rows: Float32, order: Int64, sizes: Int64, axes: Float32) -> Float6
     return spreads
 
 
-def inclusion(spreads: Float64, n: int) -> Float64:
+def weigh(spreads: Float64, shares: Float64 | None = None) -> Float64:
+    """What chances go by, 1 in the mean: the queries' variances ``spreads`` and, if known, shares of the tail.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weigh(np.array([1.0, 10.0, 1.0, 1.0])).round(3)
+    array([0.104, 3.689, 0.104, 0.104])
+    >>> weigh(np.array([1.0, 10.0, 1.0, 1.0]), np.array([0.5, 0.0, 0.0, 0.0])).round(3)
+    array([2.501, 1.296, 0.101, 0.101])
+    """
+    by_spread = _in_the_mean(spreads * spreads * spreads)
+    if shares is None:
+        return EVEN + (1 - EVEN) * by_spread
+    with np.errstate(invalid="ignore"):
+        may_be = shares * np.expm1(np.minimum(REACH * np.sqrt(spreads), MOST))
+        by_tail = _in_the_mean(may_be / (1 + may_be))
+    return EVEN + (1 - EVEN) * ((1 - BY_TAIL) * by_spread + BY_TAIL * by_tail)
+
+
+def _in_the_mean(weights: Float64) -> Float64:
+    """Weights by their mean; all 1 where one is not finite, or none above 0."""
+    mean = weights.mean()
+    return weights / mean if 0 < mean < math.inf else np.ones(len(weights))
+
+
+def inclusion(weights: Float64, n: int) -> Float64:
     """Each row's chance to be among ``n``. They sum to n; those that would be above 1 are certain.
 
     Examples
@@ -212,14 +253,8 @@ def inclusion(spreads: Float64, n: int) -> Float64:
     >>> inclusion(np.array([1.0, 100.0, 1.0, 1.0]), 2).round(3)
     array([0.333, 1.   , 0.333, 0.333])
     """
-    if n >= len(spreads):
-        return np.ones(len(spreads))
-    largest = spreads.max()
-    if not 0 < largest < math.inf:  # so too for NaN
-        return np.full(len(spreads), n / len(spreads))
-    weights = spreads / largest
-    weights = weights * weights * weights
-    weights = EVEN + (1 - EVEN) / weights.mean() * weights
+    if n >= len(weights):
+        return np.ones(len(weights))
     top = np.sort(np.partition(weights, -n)[-n:])[::-1]
     rest = weights.sum() - np.cumsum(top) + top  # without the rows above
     n_certain = int(np.argmax((n - np.arange(n)) * top <= rest))

@@ -18,18 +18,19 @@ def attend(
     query: Float32, query_spans: Int64, order: Int64, member_offsets: Int64, centroids: Float32,
     cluster_offsets: Int64, limits: Float32, rows: Float32, key_scores: Float32, key_bounds: Int64,
     key_cluster_offsets: Int64, slopes: Float32, axes: Float32, spreads: Float32, factor: float, tasks: Int64,
-    chunk: int, out: Float32, counter: Int64,
+    chunk: int, out: Float32, risks: Float32 | None, counter: Int64,
 ) -> None:  # fmt: skip
     """Each query sees the rows its cluster takes, and of every cluster of keys the rest as one mean row with a slope.
 
     ``limits`` (2, H, clusters), as of `coclusters.thresholds`: rows above the first are taken; the slope of those above
     the second is their own, that of the others is ``slopes``, of `coclusters.moments`. ``spreads`` (n_sequences, heads,
     rank): mean square of the keys on each axis, within clusters; ``factor`` is scale times log2 e. A task is [sequence,
-    head, first query cluster].
+    head, first query cluster]. ``risks`` (B, H, L, 2), if given, gets each query's share of the tail in its softmax, and
+    the variance of dq . (key - its cluster's mean), taken along the axes.
     """
     _attend(
         query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows, key_scores, key_bounds,
-        key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter, False,
+        key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, risks, counter, False,
     )  # fmt: skip
 
 
@@ -37,20 +38,20 @@ def attend_bfloat16(
     query: Float32, query_spans: Int64, order: Int64, member_offsets: Int64, centroids: Float32,
     cluster_offsets: Int64, limits: Float32, rows: Float32, key_scores: Float32, key_bounds: Int64,
     key_cluster_offsets: Int64, slopes: Float32, axes: Float32, spreads: Float32, factor: float, tasks: Int64,
-    chunk: int, out: Float32, counter: Int64,
+    chunk: int, out: Float32, risks: Float32 | None, counter: Int64,
 ) -> None:  # fmt: skip
     """The same, but with the rows that are taken what is multiplied is rounded to bfloat16: ``factor * query``, key,
     value and the weights 2^(logit - largest logit), whose sum is that of the rounded ones. Own logits are not rounded.
     """
     _attend(
         query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows, key_scores, key_bounds,
-        key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter, True,
+        key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, risks, counter, True,
     )  # fmt: skip
 
 
 def _attend(
     query, query_spans, order, member_offsets, centroids, cluster_offsets, limits, rows, key_scores, key_bounds,
-    key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, counter, is_rounded,
+    key_cluster_offsets, slopes, axes, spreads, factor, tasks, chunk, out, risks, counter, is_rounded,
 ) -> None:  # fmt: skip
     for sequence, head, first in drawn(tasks, counter):
         batch = int(query_spans[sequence, 0])
@@ -60,18 +61,21 @@ def _attend(
                 continue
             own = slice(int(key_cluster_offsets[sequence]), int(key_cluster_offsets[sequence + 1]))
             bounds = key_bounds[head, own.start : own.stop + 1]
-            out[batch, head, members] = _attend_cluster(
+            out[batch, head, members], noted = _attend_cluster(
                 query[batch, head, members].astype(np.float64) * factor, centroids[head, c].astype(np.float64),
                 limits[:, head, c], rows[head, bounds[0] : bounds[-1]], key_scores[head, bounds[0] : bounds[-1]],
                 bounds - bounds[0], slopes[head, own], axes[sequence, head].astype(np.float64),
                 spreads[sequence, head].astype(np.float64), is_rounded,
             )  # fmt: skip
+            if risks is not None:
+                risks[batch, head, members] = noted
 
 
 def _attend_cluster(
     query, centroid, limits, rows, key_scores, bounds, slopes, axes, spreads, is_rounded
 ):  # fmt: skip
-    """Members (n, D) of one cluster; ``is_rounded``: the terms of products with rows that are taken."""
+    """Members (n, D) of one cluster, their outputs and risks; ``is_rounded``: the terms of products with rows that are
+    taken."""
     depth, width = len(centroid), rows.shape[1] - len(centroid)
     logits = rows[:, :depth].astype(np.float64) @ centroid
     errors = logits.astype(np.float32) + key_scores
@@ -93,7 +97,7 @@ def _attend_cluster(
     # the mean row's own logit: at the centroid its score is the log of the mass it stands for
     tail[:, depth - 1] = np.log2(masses[left]) + peak - tail[:, : depth - 1] @ centroid[:-1]
     if len(tail) + len(own) == 0:  # masses that are not numbers
-        return np.full((len(query), width), np.nan)
+        return np.full((len(query), width), np.nan), np.nan
     keys, values = (_rounded(is_rounded, x) for x in (own[:, : depth - 1], own[:, depth:]))
     near = _rounded(is_rounded, query) @ keys.T + own[:, depth - 1]
     far = query @ tail[:, : depth - 1].T + tail[:, depth - 1]
@@ -107,7 +111,7 @@ def _attend_cluster(
     for u, own, spread, power in ((on_axes, axes_slope, spreads, 1), (step, slope, listed_spreads, 2)):
         damping = 1 + (np.square(u) @ spread) ** power
         result += (share / damping)[:, None] * (u @ own)
-    return result
+    return result, np.stack([share, np.square(on_axes) @ spreads], axis=1)
 
 
 def _rounded(is_rounded, x):
