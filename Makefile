@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SECONDS ?= 60
-SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h) \
-	$(wildcard pyclattn/_ext/lanes_*.c pyclattn/_ext/int8_*.c pyclattn/_ext/rows_*.c)
+SOURCES := $(wildcard pyclattn/_ext/*.pyx pyclattn/_ext/*.pxd pyclattn/_ext/*.h pyclattn/_ext/*_*.c)
 
-.PHONY: demo test lint docs wheel fuzz bench report parity ray readme clean
+.PHONY: demo test lint docs wheel fuzz bench report parity ray clean
 
 $(VENV)/built: setup.py pyproject.toml $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
