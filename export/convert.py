@@ -9,12 +9,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pyclattn import _threads
 from pyclattn.calibration import Quantized, quantize
 from pyclattn.errors import ArgumentError, PyclattnError
 from pyclattn.graph.passes import Report, optimize
 from pyclattn.graph.program import Program
 from pyclattn.graph.serial import save_program
 from pyclattn.model import Model
+from pyclattn.plan import Plan
 from pyclattn.weights.targets import check_target
 from pyclattn_export.from_onnx import from_onnx
 from pyclattn_export.validate import validate
@@ -97,6 +99,8 @@ def convert(
     """
     if keep_above is not None and weights is None:
         raise ArgumentError("keep_above goes with weights: int8, fp16 or bf16")
+    Plan.of(attention)
+    _threads.resolve(n_threads)
     source, target = Path(source), Path(target)
     check_target("target", target, ".safetensors")
     if golden is not None:

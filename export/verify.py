@@ -205,6 +205,12 @@ def random_inputs(program: Program, source: str | os.PathLike, sizes: Mapping[st
     sizes : mapping of str to int
         Lengths of open axes by name; by default 2 for a first axis, 37 for others.
     """
+    axes = {size for value in program.inputs for size in value.shape if isinstance(size, str)}
+    unknown = sorted(set(sizes) - axes)
+    if unknown:
+        raise ArgumentError(
+            f"size names no open axis: {', '.join(unknown)}; they are {', '.join(sorted(axes)) or 'none'}"
+        )
     rng = np.random.default_rng(0)
     limits = _limits(program)
     original = {entry.name: entry for entry in parse(Path(source)).graph.input}

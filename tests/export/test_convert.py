@@ -209,6 +209,22 @@ def test_command_line_names_a_missing_file(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("given", "words", "is_written"),
+    [
+        ({"attention": "nonsense"}, "nonsense", False),
+        ({"n_threads": 0}, "n_threads", False),
+        ({"golden": "none/g.npz"}, "golden must lie in a folder that exists", False),
+        ({"sizes": {"token": 3}}, "size names no open axis: token; they are batch, sequence", True),
+    ],
+)
+def test_what_verification_is_given_is_checked(tmp_path, given, words, is_written):
+    encoder(tmp_path / "m.onnx")
+    with pytest.raises(ArgumentError, match=words):
+        convert(tmp_path / "m.onnx", tmp_path / "m.safetensors", verify=True, **given)
+    assert (tmp_path / "m.safetensors").exists() == is_written
+
+
 def test_without_its_extra_the_command_says_what_to_install(tmp_path):
     """The plain wheel installs the script too."""
     blocked = "import sys; sys.modules['onnx'] = sys.modules['tqdm'] = None; from pyclattn_export.cli import main; "
