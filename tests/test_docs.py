@@ -8,19 +8,25 @@ from pathlib import Path
 
 import pytest
 
+import bench
 import pyclattn
+import pyclattn_export
 from pyclattn.graph.serial import save_program
 from tests.graph.test_model import attention_model
 
 ROOT = Path(__file__).parent.parent
+NEED_TORCH = ("pyclattn_export.from_torch", "pyclattn_export.state", "pyclattn_export.torch_layers")
 
 
-def modules_with_examples():
-    """Dotted names of all modules that show a session."""
-    package = Path(pyclattn.__file__).parent  # installed, perhaps
-    shown = [path for path in sorted(package.rglob("*.py")) if ">>>" in path.read_text()]
-    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in shown]
-    return [name.removesuffix(".__init__") for name in names]
+def modules_with_examples(package):
+    """Dotted names of all modules of a package that show a session; those that need torch are marked."""
+    folder = Path(package.__file__).parent  # installed, perhaps
+    for path in sorted(folder.rglob("*.py")):
+        if ">>>" in path.read_text() and "examples" not in path.relative_to(folder).parts:
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((package.__name__, *parts)).removesuffix(".__init__")
+            marks = [pytest.mark.torch] if name.startswith(NEED_TORCH) else []
+            yield pytest.param(name, id=name, marks=marks)
 
 
 FUNCTIONS = [name for name in pyclattn.__all__ if inspect.isfunction(getattr(pyclattn, name))]
@@ -49,7 +55,9 @@ def test_docstrings_name_every_argument(name):
     assert "Returns\n" in text
 
 
-@pytest.mark.parametrize("module", modules_with_examples())
+@pytest.mark.parametrize(
+    "module", [name for package in (pyclattn, pyclattn_export, bench) for name in modules_with_examples(package)]
+)
 def test_examples_in_modules(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where examples may write
     assert doctest.testmod(importlib.import_module(module)).failed == 0
