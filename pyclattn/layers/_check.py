@@ -33,7 +33,7 @@ def set_weight(layer: Any, name: str, axes: Axes, optional: bool = False) -> Non
     if given is None:
         raise ArgumentError(f"{kind} needs {name} ({', '.join(axes)}), got None")
     array = floats(f"{name} of {kind}", given)
-    if array.ndim != len(axes):
+    if array.ndim != len(axes) or not array.size:
         raise ShapeError(f"{name} of {kind} must be ({', '.join(axes)}), got shape {array.shape}")
     object.__setattr__(layer, name, array)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyclattn._tables import table
-from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, PyclattnError
 from pyclattn.plan.choice import Choice, choice_of
 from pyclattn.plan.classes import Calibrated, LengthClass, kv_heads, progressions
 from pyclattn.plan.serial import fields, plain
@@ -40,6 +40,14 @@ class Plan:
     calibrated: Mapping[str, Calibrated] = field(default_factory=dict)
     model: str = ""
     max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        parts: list[tuple[str, object, type]] = [("default", self.default, Choice)]
+        parts += [(f"by_name[{name!r}]", value, Choice) for name, value in self.by_name.items()]
+        parts += [(f"calibrated[{name!r}]", value, Calibrated) for name, value in self.calibrated.items()]
+        for name, value, kind in parts:
+            if not isinstance(value, kind):
+                raise DTypeError(f"{name} of Plan must be a {kind.__name__}, got {value!r:.100}; Plan.of reads names")
 
     def choices(self, name: str, n_queries: int, n_keys: int) -> tuple[Choice, ...]:
         """What the attention of this name runs as at these lengths."""

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import pyclattn
-from pyclattn.errors import ArgumentError, MemoryLimitError, ModelFormatError, UnsupportedOpError
+from pyclattn.errors import ArgumentError, DTypeError, MemoryLimitError, ModelFormatError, UnsupportedOpError
 from pyclattn.graph.program import Op, Program, Value
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.model import Model, load
-from pyclattn.plan import Plan
+from pyclattn.plan import Choice, Plan
 from pyclattn.weights import SafeTensors, write_safetensors
 from tests.graph.build import mlp, mlp_result
 
@@ -162,6 +162,14 @@ def test_plan_of_a_plan():
     assert plan.parts("other", 2, 2, 9, 9) == [(slice(0, 2, 1), "clustered", {"n_clusters": 100})]
     plan = Plan.of({"method": "coclustered", "n_exact": 64})
     assert plan.parts("any", 2, 2, 9, 9) == [(slice(0, 2, 1), "coclustered", {"n_exact": 64})]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"default": "coclustered"}, {"by_name": {"a": {}}}, {"calibrated": {"a": Choice()}}]
+)
+def test_a_plan_is_of_choices(fields):
+    with pytest.raises(DTypeError, match=r"of Plan must be a (Choice|Calibrated), got .*; Plan\.of reads names"):
+        Plan(**fields)
 
 
 def test_coclustered_by_name():

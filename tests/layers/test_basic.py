@@ -114,6 +114,7 @@ X = np.ones((4, 2), np.float32)
     [
         (lambda: Linear(W[0]), ShapeError, ("weight of Linear", "(out, in)", "(2,)")),
         (lambda: Linear(None), ArgumentError, ("weight",)),
+        (lambda: Linear(W[:0]), ShapeError, ("weight of Linear", "(out, in)", "(0, 2)")),
         (lambda: Linear(W.astype(int)), DTypeError, ("weight of Linear", "int64")),
         (lambda: Linear(W, np.ones(2)), ShapeError, ("bias of Linear", "(3,)", "(2,)")),
         (lambda: Linear(W)(np.ones((4, 3))), ShapeError, ("(..., 2)", "(4, 3)")),
