@@ -1,7 +1,7 @@
 """``python -m bench functions``: the largest error of functions of single numbers, over float32 of every size.
 
 Against SciPy and NumPy in float64, at each instruction set this machine runs. In units in the last place of the result,
-where that is above 1e-35; what is less must be less than 2e-35.
+where that is above 1e-35; what is less, numbers below the normal ones among it, must be less than 2e-35.
 """
 
 from __future__ import annotations

@@ -1,42 +1,61 @@
 /* Exponential and its relatives on vectors, NaN kept. Polynomials are minimax fits of relative error. Error in units in
- * the last place, wherever the result is above 1e-35 (tests/test_rows.py): exp 0.7, tanh 1.3, erf 1.9, SiLU 2, logistic 2.1,
- * GELU 6. */
+ * the last place, wherever the result is above 1e-35 (tests/test_rows.py): exp 0.7, tanh 1.3, all others 2. What is
+ * smaller may be 0. */
 #ifndef LOG2E
 #define LOG2E 1.44269504088896341f
 #endif
 
-INL vf smaller(vf bound, vf x) { return -larger(-bound, -x); } /* where x is NaN it stays NaN */
 INL vf magnitude(vf x) { return (vf)((vi)x & spread_int(INT32_MAX)); }
 INL vf signed_as(vf x, vf sign) { return (vf)((vi)x | ((vi)sign & spread_int(INT32_MIN))); }
 
-/* e^(x + more) for |more| < 0.1. x = n ln 2 + r, with ln 2 in two parts so that r is exact; 2^n in two factors, since
- * n goes from -150 to 129. */
-INL vf exp_sum(vf x, vf more) {
-    x = smaller(spread(89.f), larger(spread(-104.f), x));
-    vf t = x * LOG2E + 12582912.f, n = t - 12582912.f;
-    vf whole_r = x - n * 0.693145752f, low = n * 1.42860677e-06f - more;
-    vf r = whole_r - low, lost = (whole_r - r) - low;
+/* e^(x + more) for |more| < 0.1 is (what is returned + low) * 2^n. x = n ln 2 + r, with ln 2 in two parts so that r is
+ * exact. */
+INL vf exp_parts(vf x, vf more, vf *low, vi *n) {
+    vf t = x * LOG2E + 12582912.f, whole = t - 12582912.f;
+    vf whole_r = x - whole * 0.693145752f, rest = whole * 1.42860677e-06f - more;
+    vf r = whole_r - rest, lost = (whole_r - r) - rest;
     vf p = spread(0.0013814558f);
     p = p * r + 0.00836873613f;
     p = p * r + 0.041668389f;
     p = p * r + 0.166665211f;
     p = p * r + 0.49999994f;
     vf front = 1.f + r; /* and what its rounding left out */
-    p = front + ((p * (r * r) + lost) + (r - (front - 1.f)));
-    vi whole = (vi)t - 0x4B400000, half = whole >> 1;
-    return p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
+    *low = (p * (r * r) + lost) + (r - (front - 1.f));
+    *n = (vi)t - 0x4B400000;
+    return front;
 }
 
-INL vf exponential(vf x) { return exp_sum(x, (vf){0}); }
+/* 2^n in two factors, since n goes from -150 to 129. */
+INL vf exponential(vf x) {
+    vi n;
+    vf low, front = exp_parts(smaller(spread(89.f), larger(spread(-104.f), x)), (vf){0}, &low, &n);
+    vi half = n >> 1;
+    return (front + low) * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+}
 
-/* x over 1 + e^-(at + more): one rounding less than the product of x and a logistic function has. Where the exponential
- * overflows, the result is 0 in place of less than 1e-36. */
-INL vf logistic_share(vf x, vf at, vf more) { return x / (1.f + exp_sum(-at, -more)); }
+/* x over 1 + e^-(at + more): one rounding less than the product of x and a logistic function has, and one less than an
+ * exponential plus 1. Where 2^n is infinite, the result is 0 in place of less than 1e-36. */
+INL vf logistic_share(vf x, vf at, vf more) {
+    vi n;
+    vf low, front = exp_parts(smaller(spread(88.5f), larger(spread(-88.f), -at)), -more, &low, &n);
+    vf p = front + low, rest = (front - p) + low, scale = (vf)((n + 127) << 23);
+    return x / (scale * p + (smaller(spread(0x1p127f), scale) * rest + 1.f));
+}
 
 INL vf logistic(vf x) { return logistic_share(spread(1.f), x, (vf){0}); }
 
 /* The leading 12 bits: the product of two such is exact. */
 INL vf leading(vf x) { return (vf)((vi)x & spread_int((int32_t)0xFFFFF000)); }
+
+/* a - b * c where that is a rounding of a: exact where the machine has fused multiply-add, else by parts. */
+INL vf less_product(vf a, vf b, vf c) {
+#if VB > 16 || defined(__aarch64__)
+    return a - b * c;
+#else
+    vf b_front = leading(b), b_rest = b - b_front, c_front = leading(c), c_rest = c - c_front;
+    return ((a - b_front * c_front) - b_rest * c_front) - b * c_rest;
+#endif
+}
 
 INL vf tanh_of(vf x) {
     vf square = x * x, size = magnitude(x);
@@ -50,38 +69,45 @@ INL vf tanh_of(vf x) {
     return blend(size < spread(0.625f), near, signed_as(far, x));
 }
 
-/* e^(x^2 / 2) times the share of a normal distribution beyond x >= 0, up to 14.5: 1 / (x + 2.5) times a polynomial in
- * (x - 2.5) / (x + 2.5) */
-INL vf scaled_tail(vf x) {
-    vf inverse = 1.f / (x + 2.5f), u = 1.f - 5.f * inverse;
-    vf p = spread(-0.000157266491f);
-    p = p * u - 0.000310864532f;
-    p = p * u + 0.000684344326f;
-    p = p * u + 0.00252329675f;
-    p = p * u - 0.00160096097f;
-    p = p * u - 0.0163860209f;
-    p = p * u + 0.0092359148f;
-    p = p * u + 0.131986961f;
-    p = p * u - 0.433692008f;
-    p = p * u + 0.706656635f;
-    return p * inverse;
+/* Near 13.28 the share of a normal distribution beyond is less than 1e-39, and 0 here: the scale of gaussian is 0. */
+INL vf tail_bounded(vf x) { return smaller(spread(13.28f), magnitude(x)); }
+
+/* e^(-x^2 / 2) = (1 + what is returned) * scale for x from 0 to 13.28. x^2 is split into what is exact and a rest, as
+ * its error would be multiplied by x. */
+INL vf gaussian(vf x, vf *scale) {
+    vf front = leading(x), square = front * front, more = (x - front) * (x + front);
+    vf t = square * (0.5f * LOG2E) + 12582912.f, n = t - 12582912.f;
+    vf r = (square - n * (2 * 0.693145752f)) + (more - n * (2 * 1.42860677e-06f)); /* -2 of exp_parts' */
+    vf p = spread(0.0013814558f / 64);
+    p = p * r - 0.00836873613f / 32;
+    p = p * r + 0.041668389f / 16;
+    p = p * r - 0.166665211f / 8;
+    p = p * r + 0.49999994f / 4;
+    p = p * r - 0.5f;
+    *scale = (vf)((0x4B400000 + 127 - (vi)t) << 23);
+    return p * r;
 }
 
-/* The share beyond x >= 0 itself. x^2 is split into what is exact and a rest, as its error would be multiplied by x.
- * The exponential is that of exp_sum where nothing overflows: beyond 13.1 the share is less than 1e-38, and 0 here. */
+/* The share of a normal distribution beyond x >= 0 is e^(-x^2 / 2) (1/2 + what is returned) / (x + 1.5), for
+ * v = x / (x + 1.5). */
+INL vf tail_factor(vf v) {
+    vf u = v - 0.4375f, p = spread(0.31115222f);
+    p = p * u + 0.261615515f;
+    p = p * u - 0.101985529f;
+    p = p * u - 0.26681444f;
+    p = p * u - 0.208553985f;
+    p = p * u - 0.0344859473f;
+    p = p * u + 0.161450535f;
+    p = p * u + 0.235909745f;
+    p = p * u + 0.0781817883f;
+    p = p * u - 0.250552326f;
+    p = p * u - 0.360038519f;
+    return p * u + 0.140800297f;
+}
+
 INL vf normal_tail(vf given) {
-    vf x = smaller(spread(13.1f), given), front = leading(x);
-    vf exponent = -0.5f * front * front, more = -0.5f * (x - front) * (x + front);
-    vf t = exponent * LOG2E + 12582912.f, n = t - 12582912.f;
-    vf r = (exponent - n * 0.693145752f) - (n * 1.42860677e-06f - more);
-    vf p = spread(0.0013814558f);
-    p = p * r + 0.00836873613f;
-    p = p * r + 0.041668389f;
-    p = p * r + 0.166665211f;
-    p = p * r + 0.49999994f;
-    p = p * (r * r) + r + 1.f;
-    vf share = (vf)((vu)p + ((vu)t << 23)) * scaled_tail(x);
-    return blend(given > spread(13.1f), (vf){0}, share);
+    vf scale, x = tail_bounded(given), f = gaussian(x, &scale), inverse = 1.f / (x + 1.5f);
+    return (1.f + f) * (0.5f + tail_factor(x * inverse)) * inverse * scale;
 }
 
 INL vf erf_of(vf x) {
@@ -99,11 +125,20 @@ INL vf erf_of(vf x) {
 
 /* The normal distribution function. */
 INL vf normal_share(vf x) {
-    vf tail = normal_tail(magnitude(x));
+    vf tail = normal_tail(x);
     return blend(x < (vf){0}, tail, 1.f - tail);
 }
 
-INL vf gelu(vf x) { return x * normal_share(x); }
+/* max(x, 0) less |x| times the share beyond it. That is v (1/2 + tail_factor) e^(-x^2 / 2), with v / 2 added last since
+ * it is exact and most. `rest` is what roundings left out of v, times d; the slope of v (1/2 + tail_factor) over d is
+ * near a square. */
+INL vf gelu(vf given) {
+    vf scale, x = tail_bounded(given), f = gaussian(x, &scale);
+    vf d = x + 1.5f, v = x / d, lost = x - (d - 1.5f), slope = 0.732261f - 0.739760f * v;
+    vf rest = less_product(x, v, d) - v * lost;
+    vf half = 0.5f * v, more = v * tail_factor(v) + rest * slope * slope;
+    return larger((vf){0}, given) - (half + ((half + more) * f + more)) * scale;
+}
 
 /* GELU to 2e-4, in a quarter of the time. The normal distribution function less 1/2 is x times a polynomial in x^2, from
  * 3.95 on a little more than 1/2, so that very negative numbers become 0. */

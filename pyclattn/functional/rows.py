@@ -1,6 +1,6 @@
 """Functions of single elements, and norms of rows: compiled, in place where asked, over threads.
 
-Exponential, tanh, erf, GELU and SiLU are right to about two units in the last place wherever the result is above 1e-35.
+Exponential, tanh, erf, GELU and SiLU are right to two units in the last place wherever the result is above 1e-35.
 """
 
 from __future__ import annotations
