@@ -25,7 +25,7 @@ def attend(
     ``limits`` (2, H, clusters), as of `coclusters.thresholds`: rows above the first are taken; the slope of those above
     the second is their own, that of the others is ``slopes``, of `coclusters.moments`. ``spreads`` (n_sequences, heads,
     rank): mean square of the keys on each axis, within clusters; ``factor`` is scale times log2 e. A task is [sequence,
-    head, first query cluster]. ``risks`` (B, H, L, 2), if given, gets each query's share of the tail in its softmax, and
+    head, first query cluster]. ``risks`` (B, H, L, 2), if given, gets the tail's share of each query's softmax, and
     the variance of dq . (key - its cluster's mean), taken along the axes.
     """
     _attend(
