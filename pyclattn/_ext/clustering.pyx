@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
     TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_prefetch,
+    tile_prefetch_far,
 )
 
 
@@ -168,6 +169,8 @@ def nearest_assign(
                 n = min(lanes, stop - at)
                 vectors = (n + isa.vector - 1) // isa.vector
                 isa.load(&rows[batch, head, 0, 0], stride, &index[at], n, depth, 1.0, panel)
+                for i in range(min(lanes, stop - at - n)):
+                    tile_prefetch_far(&rows[batch, head, 0, 0] + index[at + n + i] * stride, depth)
                 place = panel
                 if axes is not None:
                     isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadow, s)
