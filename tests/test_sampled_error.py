@@ -256,3 +256,25 @@ def test_few_queries_whose_tail_is_large_are_found():
     chances = sampled_error.inclusion(sampled_error.weigh(spreads, shares), 64)
     assert chances[bad].min() > 0.9
     assert sampled_error.inclusion(sampled_error.weigh(spreads), 64)[bad].max() < 0.2
+
+
+@pytest.mark.parametrize("shape", [{"batch": 2, "kv_heads": 1}, {"length": 1900}], ids=str)
+def test_estimates_are_given_the_tail_of_every_query(monkeypatch, shape):
+    """Whatever heads share keys and whatever rows are left out: each query has its own share and variance."""
+    seen, estimate = [], sampled_error.estimate
+    q, k, v = inputs(**shape)
+    mask = np.zeros((len(q), q.shape[2]), bool)
+    mask[0, 3:90:2] = True
+
+    def noted(*given):
+        seen.append(given[-1])
+        return estimate(*given)
+
+    monkeypatch.setattr(sampled_error, "estimate", noted)
+    pyclattn.coclustered_attention(q, k, v, n_exact=32, query_padding_mask=mask, return_error=True)
+    risks = np.concatenate(seen, axis=1)
+    assert risks.shape == (*q.shape[:3], 2)
+    shares, variances = np.moveaxis(risks[np.broadcast_to(~mask[:, None], q.shape[:3])], -1, 0)
+    assert 0 < shares.min() < 0.5 < shares.max() <= 1
+    assert 0 <= variances.min() < variances.max() < np.inf
+    assert len(np.unique(variances)) > 0.9 * len(variances)
