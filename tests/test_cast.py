@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pyclattn
 from pyclattn import _dispatch
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
-from pyclattn.functional import cast
+from pyclattn.functional import _scratch, cast
 from pyclattn.functional.cast import cast_attention, memberships
 
 # Affinities nearer than this are decided by rounding: they are sums over heads of at most 1 each.
@@ -203,6 +203,14 @@ def test_packed_padded_and_alone(room, clustering):
         assert not padded[b, :, n:].any()
 
 
+def test_logits_kept_or_computed_again(monkeypatch, room):
+    """The same bits."""
+    arrays = case(batch=2, n=130)
+    kept = cast_attention(*arrays, cluster_size=20)
+    monkeypatch.setattr(cast, "LOGITS", 0)
+    compare.assert_same_bits(cast_attention(*arrays, cluster_size=20), kept)
+
+
 def test_padding_is_never_read(room):
     query, key, value, surrogates, gate = (x.copy() for x in case(batch=2, n=50))
     padding = inputs.padding(2, 50, holes=0.4)
@@ -337,6 +345,7 @@ def test_the_estimate_is_kept():
     for clustering in cast.CLUSTERINGS:
         how = {"cluster_size": 64, "clustering": clustering}
         out = cast_attention(*arrays, n_threads=2, **how)
+        _scratch._forget()  # what is kept from call to call is not seen again
         tracemalloc.start()
         cast_attention(*arrays, n_threads=2, out=out, **how)
         peak = tracemalloc.get_traced_memory()[1]

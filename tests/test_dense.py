@@ -7,7 +7,7 @@ import pytest
 
 from pyclattn import _dispatch
 from pyclattn.errors import ArgumentError, BackendError, DTypeError, ShapeError
-from pyclattn.functional.dense import ACTIVATIONS, linear, pack_weight
+from pyclattn.functional.dense import ACTIVATIONS, aligned, linear, pack_weight
 
 
 def case(n_rows=11, depth=9, width=50, seed=0):
@@ -52,6 +52,18 @@ def test_the_same_bits_for_any_number_of_threads_and_rows(room):
         compare.assert_same_bits(linear(x, packed, bias, activation="gelu", n_threads=n_threads), want)
     for first, last in ((0, 1), (3, 20), (255, 300)):
         compare.assert_same_bits(linear(x[first:last], packed, bias, activation="gelu"), want[first:last])
+
+
+@pytest.mark.parametrize("width", [48, 50])
+def test_a_large_output_written_past_the_cache(width):
+    """The same bits as of smaller ones, at aligned and other places."""
+    x, weight, bias = case(90_000, 3, width)
+    packed = pack_weight(weight)
+    for shift in (0, 3):
+        out = aligned((x.shape[0] * width + shift,))[shift:].reshape(-1, width)
+        linear(x, packed, bias, n_threads=2, out=out)
+        for rows in np.array_split(np.arange(len(x)), 3):
+            compare.assert_same_bits(out[rows], linear(x[rows], packed, bias))
 
 
 def test_types_strides_and_given_output(room):

@@ -40,11 +40,15 @@ def test_affinities(name, fast, dim, n_clusters, is_laplace):
             tasks = token_tasks(np.clip(spans, [0, origin, origin], [9, 9999, 9999]), chunk)
             surest = None if by_cluster else new((len(index),), np.float32, np.nan)
             labels = None if by_cluster else new((len(index),), np.int32, -5)
+            logits = new((N_HEADS, len(index) * n_clusters), np.float32, np.nan) if by_cluster else None
             given = (query, key, surrogates, spans, index, shares, 0.3, is_laplace, tasks, chunk, origin, out)
-            return (*given, surest, labels), (out, surest, labels)
+            return (*given, surest, labels, logits), (out, surest, labels, logits)
 
-        (want, *_), (got, surest, labels) = both(name, fast, make)
+        (want, *_, kept), (got, surest, labels, logits) = both(name, fast, make)
         assert (got[20 - origin] == -1).all()
+        if by_cluster:
+            compare.assert_close(logits, kept, 2e-6)
+            assert np.isnan(logits[:, : origin * n_clusters]).all()
         compare.assert_close(np.ascontiguousarray(got), want, 2e-6)
         if not by_cluster:
             inside = slice(origin, len(index) - origin)
@@ -161,10 +165,21 @@ def test_attend_clusters(name, fast, dim, width, is_laplace, with_gains):
     assert np.isnan(got[1][:, 2]).all()  # the cluster without members
 
 
+def kept_logits(query, surrogates, spans, index, scale):
+    """Blocks of (clusters, 48 tokens), as `affinities` leaves them."""
+    kept = []
+    for batch, start, stop in spans.tolist():
+        for t in range(start, stop, 48):
+            rows = index[t : min(t + 48, stop)]
+            kept.append((scale * surrogates @ query[batch][:, rows].swapaxes(1, 2)).reshape(N_HEADS, -1))
+    return np.ascontiguousarray(np.concatenate(kept, axis=1), np.float32)
+
+
 @kernel("cast.mix")
 @pytest.mark.parametrize(("is_laplace", "with_gains"), [(False, True), (False, False), (True, True), (True, False)])
 @pytest.mark.parametrize(("dim", "width", "n_clusters"), [(1, 1, 3), (16, 5, 4), (8, 64, 60)])
-def test_mix(name, fast, dim, width, n_clusters, is_laplace, with_gains):
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_mix(name, fast, dim, width, n_clusters, is_laplace, with_gains, is_kept):
     """An output as a view; an infinite value of a cluster reaches who is not in it, and no one else."""
     query, _, _, surrogates, shares, spans, index = rows_case(dim, n_clusters)
     tokens, offsets, clusters = clustered(spans, index, n_clusters)
@@ -180,6 +195,10 @@ def test_mix(name, fast, dim, width, n_clusters, is_laplace, with_gains):
         [s, h, first] for s, (_, a, b) in enumerate(spans.tolist()) for h in range(N_HEADS)
         for first in range(0, b - a, chunk)
     ]  # fmt: skip
+    logits = None
+    if is_kept:
+        logits = kept_logits(query, surrogates, spans, index, 0.5 if is_laplace else 0.5 * np.log2(np.e))
+        query = np.full_like(query, np.nan)
     for bad in (0, np.inf):
         summaries = rng.standard_normal((N_HEADS, 2 * n_clusters, width), dtype=np.float32)
         summaries[1, 0, 0] += bad
@@ -188,7 +207,7 @@ def test_mix(name, fast, dim, width, n_clusters, is_laplace, with_gains):
         def make(new):
             out = new((2, LENGTH, N_HEADS, width + 2), np.float32, np.nan).swapaxes(1, 2)[..., :width]
             given = (query, surrogates, spans, index, gains, 0.5, is_laplace, offsets, clusters, places, place_offsets)
-            return (*given, within, summaries, np.array(tasks, np.int64), chunk, out), out  # noqa: B023
+            return (*given, within, summaries, logits, np.array(tasks, np.int64), chunk, out), out  # noqa: B023
 
         want, got = both(name, fast, make)
         compare.assert_close(np.ascontiguousarray(got), want, 2e-6)

@@ -4,18 +4,19 @@ Each `def` owns the buffers of one thread and draws tasks; their meaning stands 
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint32_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, free_floats, i64, new_floats, padded, tile_best,
-    tile_isa, tile_prefetch, tile_prefetch_far,
+    TILE_KEYS, TILE_MASKED, best_at, best_size, current, draw_task, free_floats, i64, new_floats, padded,
+    tile_all_finite, tile_best, tile_fence, tile_isa, tile_prefetch, tile_prefetch_far,
 )
 
 cdef double LOG2E = 1.4426950408889634
 cdef enum:
     WANTED = 512  # rows remembered: query, key and value of 128 members, and more
     ASKED = 16  # rows asked for at a time: of 64 features they are 64 lines, about what a core has under way at most
+    KEPT = 48  # tokens whose logits are kept side by side: whole panels of every instruction set
     BLOCK = 32  # scores between two such times: whole groups of every instruction set
 # Below every affinity: that of a token with a NaN.
 cdef float LEAST = -1.0
@@ -68,16 +69,30 @@ cdef void weigh(const tile_isa *isa, float *s, const float *peaks, i64 n, i64 ve
         isa.soften(s, n, peaks, vectors, m, mass, alpha)
 
 
+cdef struct Kept:
+    int64_t start
+    i64 width
+
+
+cdef Kept kept_at(int64_t start, int64_t at, int64_t stop) noexcept nogil:
+    """Of the tokens from `start` on that are kept side by side, those around one."""
+    cdef Kept kept
+    kept.start = start + (at - start) // KEPT * KEPT
+    kept.width = min(KEPT, stop - kept.start)
+    return kept
+
+
 def affinities(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, ::1] surrogates,
     const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, ::1] shares, double scale, bint is_laplace,
     const int64_t[:, ::1] tasks, i64 chunk, i64 origin, float[:, :] out, float[::1] surest, int32_t[::1] labels,
-    int64_t[::1] counter,
+    float[:, ::1] logits, int64_t[::1] counter,
 ):
     """How near `chunk` tokens are to each cluster, and where asked for the nearest."""
     cdef:
         const tile_isa *isa
         Wanted wanted
+        Kept kept
         float *memory
         float *panel
         float *s
@@ -95,7 +110,7 @@ def affinities(
         i64 n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
         i64 strides[2]
         i64 lanes, task, batch, head, side, n, i, c, vectors, row_step = out.strides[0] // 4
-        int64_t at, stop
+        int64_t at, start, stop
         float x, share
         bint is_by_token = out.strides[1] == 4
 
@@ -123,7 +138,8 @@ def affinities(
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
                 break
-            batch, at = spans[tasks[task, 0], 0], tasks[task, 1]
+            batch, start = spans[tasks[task, 0], 0], tasks[task, 1]
+            at = start
             stop = min(min(at + chunk, spans[tasks[task, 0], 2]), origin + out.shape[0])
             while at < stop:
                 n = min(lanes, stop - at)
@@ -139,6 +155,10 @@ def affinities(
                                  <float> (scale if is_laplace else scale * LOG2E), panel)
                         score_asking(isa, &wanted, &surrogates[head, 0, 0], n_clusters, depth, panel, vectors, s,
                                      peaks)
+                        if side == 0 and logits is not None:
+                            kept = kept_at(start, at, stop)
+                            isa.keep(s, n_clusters, n, &logits[head, kept.start * n_clusters + at - kept.start],
+                                     kept.width)
                         weigh(isa, s, peaks, n_clusters, vectors, is_laplace, m, mass, alpha)
                         for i in range(lanes):
                             share = shares[batch, index[at + i]] if i < n else 0
@@ -160,6 +180,7 @@ def affinities(
                     for c in range(n_clusters):
                         memcpy(&out[at - origin, c], total + c * lanes, n * sizeof(float))
                 at += n
+        tile_fence()
         free_floats(memory)
 
 
@@ -345,8 +366,12 @@ cdef Panel panel_at(Work *w, i64 number) noexcept nogil:
 
 cdef void panel_begin(Work *w, Panel p, const float *rows, i64 stride, const int64_t *index, i64 n, float factor,
                       bint is_laplace) noexcept nogil:
-    cdef i64 i
     w.isa.load(rows, stride, index, n, w.depth, factor, p.queries)
+    panel_clear(w, p, is_laplace)
+
+
+cdef void panel_clear(Work *w, Panel p, bint is_laplace) noexcept nogil:
+    cdef i64 i
     memset(p.o, 0, w.width * w.lanes * sizeof(float))
     for i in range(w.lanes):
         p.m[i], p.mass[i], p.alpha[i] = TILE_MASKED, 1 if is_laplace else 0, 1
@@ -444,15 +469,6 @@ def attend_clusters(
         free_floats(w.memory)
 
 
-cdef bint all_finite(const float *x, i64 n) noexcept nogil:
-    cdef const uint32_t *bits = <const uint32_t *> x
-    cdef uint32_t exponent = 0x7F800000, bad = 0
-    cdef i64 i
-    for i in range(n):
-        bad |= (bits[i] & exponent) == exponent
-    return not bad
-
-
 cdef void accumulate_seen(Work *w, Panel p, const float *summaries, i64 n_clusters, i64 n) noexcept nogil:
     """Summaries that are not finite must not meet weights of zero, 0 x inf: only where there is a weight."""
     cdef i64 c, i, e
@@ -463,12 +479,12 @@ cdef void accumulate_seen(Work *w, Panel p, const float *summaries, i64 n_cluste
                     p.o[e * w.lanes + i] += w.s[c * w.lanes + i] * summaries[c * w.width + e]
 
 
-cdef void score_clusters(Work *w, Panel p, const float *surrogates, i64 n_clusters, const int64_t *offsets,
-                         i64 vectors, bint is_laplace) noexcept nogil:
+cdef void weigh_clusters(Work *w, Panel p, const float *logits, i64 stride, const float *gains, i64 n_clusters,
+                         const int64_t *offsets, i64 n, bint is_laplace) noexcept nogil:
     """Weights of the clusters of one sequence, 0 for one without members."""
-    cdef i64 c, i
+    cdef i64 c, i, vectors = (n + w.isa.vector - 1) // w.isa.vector
     cdef bint has_empty = False
-    score_asking(w.isa, &w.wanted, surrogates, n_clusters, w.depth, p.queries, vectors, w.s, w.peaks)
+    w.isa.temper(logits, stride, n_clusters, n, gains, w.s, w.peaks)
     if is_laplace:
         w.isa.laplace(w.s, n_clusters, vectors)
     for c in range(n_clusters):
@@ -489,7 +505,7 @@ def mix(
     const int64_t[::1] index, const float[:, ::1] gains, double scale, bint is_laplace,
     const int64_t[::1] member_offsets, const int64_t[::1] member_clusters, const int64_t[::1] places,
     const int64_t[::1] place_offsets, const float[:, :, ::1] within, const float[:, :, ::1] summaries,
-    const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
+    const float[:, ::1] logits, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
     """What `chunk` tokens get from the clusters they are in and from the summaries of the others."""
     cdef:
@@ -502,12 +518,15 @@ def mix(
         i64 depth = query.shape[3], width = out.shape[3], n_clusters = surrogates.shape[1]
         i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
         i64 task, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
-        int64_t t, stop
+        const float *own_logits
+        Kept kept
+        i64 stride
+        int64_t t, start, stop
         float x
         bint is_finite
 
     with nogil:
-        if not work_new(&w, depth, width, 1, max(n_clusters, depth), 0):
+        if not work_new(&w, depth, width, 1, n_clusters, 0):
             with gil:
                 raise MemoryError("no memory for one panel of tokens")
         own_gains = new_floats((n_clusters + 1) * padded(w.lanes))
@@ -522,29 +541,39 @@ def mix(
             if task >= tasks.shape[0] or width == 0:
                 break
             sequence, head = tasks[task, 0], tasks[task, 1]
-            batch, t = spans[sequence, 0], spans[sequence, 1] + tasks[task, 2]
+            batch, start = spans[sequence, 0], spans[sequence, 1] + tasks[task, 2]
+            t = start
             stop = min(t + chunk, spans[sequence, 2])
             first_cluster = sequence * n_clusters
-            is_finite = all_finite(&summaries[head, first_cluster, 0], n_clusters * width)
+            is_finite = tile_all_finite(&summaries[head, first_cluster, 0], width, 1, n_clusters, width)
             while t < stop:
                 n = min(w.lanes, stop - t)
                 vectors = (n + w.isa.vector - 1) // w.isa.vector
-                panel_begin(&w, p, &query[batch, head, 0, 0], q_stride, &index[t], n,
-                            <float> (scale if is_laplace else scale * LOG2E), is_laplace)
-                if gains is not None:  # each query times its own
-                    for i in range(w.lanes):
-                        own_gains[i] = gains[batch, index[t + i]] if i < n else 0
-                    memcpy(w.s, p.queries, depth * w.lanes * sizeof(float))
-                    memset(p.queries, 0, depth * w.lanes * sizeof(float))
-                    w.isa.add_shares(w.s, depth, vectors, own_gains, p.queries)
+                for i in range(w.lanes):
+                    own_gains[i] = gains[batch, index[t + i]] if gains is not None and i < n else 1
                 want_nothing(&w.wanted)
                 for i in range(n):  # what is read and written at the end, while the tile computes
                     want(&w.wanted, &out[batch, head, index[t + i], 0], width)
                     for place in range(place_offsets[t + i], place_offsets[t + i + 1]):
                         want(&w.wanted, &within[head, places[place], 0], width)
-                for i in range(n, min(n + w.lanes, stop - t)):
-                    want(&w.wanted, &query[batch, head, index[t + i], 0], depth)
-                score_clusters(&w, p, &surrogates[head, 0, 0], n_clusters, &member_offsets[first_cluster], vectors,
+                if logits is None:
+                    for i in range(n, min(n + w.lanes, stop - t)):
+                        want(&w.wanted, &query[batch, head, index[t + i], 0], depth)
+                    panel_begin(&w, p, &query[batch, head, 0, 0], q_stride, &index[t], n,
+                                <float> (scale if is_laplace else scale * LOG2E), is_laplace)
+                    score_asking(w.isa, &w.wanted, &surrogates[head, 0, 0], n_clusters, depth, p.queries, vectors, w.s,
+                                 w.peaks)
+                    own_logits, stride = w.s, w.lanes
+                else:
+                    panel_clear(&w, p, is_laplace)
+                    kept = kept_at(start, t, stop)
+                    own_logits, stride = &logits[head, kept.start * n_clusters + t - kept.start], kept.width
+                    if t + n < stop:
+                        kept = kept_at(start, t + n, stop)
+                        for i in range(n_clusters):
+                            want(&w.wanted, &logits[head, kept.start * n_clusters + t + n - kept.start]
+                                 + i * kept.width, min(w.lanes, stop - t - n))
+                weigh_clusters(&w, p, own_logits, stride, own_gains, n_clusters, &member_offsets[first_cluster], n,
                                is_laplace)
                 at = 0
                 for i in range(n):  # a member's weight is taken from the summary
@@ -553,10 +582,13 @@ def mix(
                         weights[at] = w.s[d] / p.mass[i]
                         w.s[d] = 0
                         at += 1
-                ask(&w.wanted, WANTED)
                 if is_finite:
-                    w.isa.accumulate(&summaries[head, first_cluster, 0], width, n_clusters, width, w.s, vectors,
-                                     p.alpha, p.o)
+                    e = 0
+                    while e < width:
+                        ask(&w.wanted, 64)
+                        w.isa.accumulate(&summaries[head, first_cluster, e], width, n_clusters, min(16, width - e),
+                                         w.s, vectors, p.alpha, p.o + e * w.lanes)
+                        e += 16
                 else:
                     accumulate_seen(&w, p, &summaries[head, first_cluster, 0], n_clusters, n)
                 w.isa.store(p.o, p.mass, n, width, 1.0, NULL, &out[batch, head, 0, 0], o_stride, &index[t])

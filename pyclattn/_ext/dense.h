@@ -26,10 +26,25 @@ INL void finish_rows(int kind, const vf *s, i64 n, i64 width, const float *bias,
     }
 }
 
+/* The same without activation and residual, of whole vectors, past the cache. */
+static void finish_far(const vf *s, i64 n, i64 width, const float *bias, float *out, i64 stride) {
+    vf shift[NV] = {{0}};
+    if (bias) memcpy(shift, bias, width * sizeof(float));
+    for (i64 r = 0; r < n; r++, s += NV, out += stride)
+        for (i64 j = 0; j < width / VL; j++) stream(out + j * VL, s[j] + shift[j]);
+}
+
 #define FINISH(kind) finish_rows(kind, (const vf *)s, n, width, bias, residual, residual_stride, out, stride)
 
 static void tile_finish(const float *s, i64 n, i64 width, const float *bias, int activation, const float *residual,
                         i64 residual_stride, float *out, i64 stride) {
+    if (activation == TILE_FAR) {
+        if (!residual && width % VL == 0 && is_aligned(out, stride)) {
+            finish_far((const vf *)s, n, width, bias, out, stride);
+            return;
+        }
+        activation = TILE_NO_ACTIVATION;
+    }
     switch (activation) {
     case TILE_RELU: FINISH(TILE_RELU); break;
     case TILE_GELU: FINISH(TILE_GELU); break;

@@ -4,7 +4,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from pyclattn._ext.isa cimport (
-    TILE_ROUGH_GELU, bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa, tile_prefetch_far,
+    TILE_FAR, TILE_NO_ACTIVATION, TILE_ROUGH_GELU, bfloat16, current, draw_task, free_floats, i64, new_floats,
+    tile_fence, tile_isa, tile_prefetch_far,
 )
 
 from pyclattn.errors import BackendError
@@ -15,6 +16,8 @@ ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid")
 # Rows of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
 cdef enum:
     BLOCK = 32
+    # Bytes of an output that no cache holds until it is read: written past it, since a line is else read first.
+    FAR = 1 << 24
 
 
 cdef int kind_of(str activation, bint is_rounded) except -1:
@@ -138,6 +141,8 @@ cdef int multiply_with(
         shift = &bias[0]
     if residual is not None:
         added, added_stride = &residual[0, 0], residual.strides[0] // 4
+    if kind == TILE_NO_ACTIVATION and is_direct and residual is None and 4 * rows.shape[0] * width >= FAR:
+        kind = TILE_FAR
     if isa.lanes != lanes or (depth and <size_t>panels % 64):
         raise BackendError(f"the weight must be aligned and packed for {isa.name.decode()}, in panels of {isa.lanes} "
                            f"columns, got panels of {lanes}: pack it again")
@@ -167,7 +172,8 @@ cdef int multiply_with(
                 row = start
                 while row < stop:
                     n = min(BLOCK, stop - row)
-                    expect(&t, row, n, column, columns)
+                    if kind != TILE_FAR:
+                        expect(&t, row, n, column, columns)
                     isa.score(own_rows + (row - start) * own_stride, own_stride, n, depth,
                               panels + panel * n_words * lanes, (columns + isa.vector - 1) // isa.vector, s, peaks)
                     if added != NULL:
@@ -179,4 +185,5 @@ cdef int multiply_with(
                         isa.finish(s, n, columns, own_shift, kind, own_added, added_stride, s, lanes)
                         deal_heads(s, lanes, n, column, columns, row, &t)
                     row += n
+        tile_fence()
     free_floats(s)

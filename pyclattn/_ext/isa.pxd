@@ -6,7 +6,7 @@ cdef extern from "tile.h" nogil:
     ctypedef int64_t i64
     const i64 TILE_KEYS
     const float TILE_MASKED
-    const int TILE_ROUGH_GELU
+    const int TILE_NO_ACTIVATION, TILE_ROUGH_GELU, TILE_FAR
 
     ctypedef struct tile_best:
         i64 topk, room
@@ -54,12 +54,15 @@ cdef extern from "tile.h" nogil:
                        i64) noexcept nogil
         i64 (*farthest)(const float *, i64, i64, const float *, float *) noexcept nogil
         void (*laplace)(float *, i64, i64) noexcept nogil
+        void (*keep)(const float *, i64, i64, float *, i64) noexcept nogil
+        void (*temper)(const float *, i64, i64, i64, const float *, float *, float *) noexcept nogil
         void (*add_shares)(const float *, i64, i64, const float *, float *) noexcept nogil
         void (*lean)(const float *, const float *, i64, i64, float, float *, i64, float *, float *) noexcept nogil
         float (*fma_loop)(i64) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil
     void tile_prefetch_far(const float *row, i64 width) noexcept nogil
+    void tile_fence() noexcept nogil
     float tile_term(const float *words, i64 stride, i64 pair, i64 k) noexcept nogil
     bint tile_all_finite(const float *words, i64 stride, i64 pair, i64 n, i64 width) noexcept nogil
 

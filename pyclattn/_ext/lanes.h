@@ -63,6 +63,16 @@ INL vf exp2_neg(vf x) {
     return (vf)((vu)p + ((vu)t << 23));
 }
 
+/* A whole vector to an aligned place past the cache: what is written there is not read first. */
+#if VB == 64
+INL void stream(float *out, vf x) { _mm512_stream_ps(out, (__m512)x); }
+#elif VB == 32
+INL void stream(float *out, vf x) { _mm256_stream_ps(out, (__m256)x); }
+#else
+INL void stream(float *out, vf x) { *(vf *)out = x; }
+#endif
+INL int is_aligned(const float *row, i64 stride) { return (uintptr_t)row % VB == 0 && stride % VL == 0; }
+
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else

@@ -19,7 +19,8 @@ typedef int64_t i64;
 /* The activations of a dense layer, in the order of their names in dense.pyx. */
 enum {
     TILE_NO_ACTIVATION, TILE_RELU, TILE_GELU, TILE_GELU_TANH, TILE_QUICK_GELU, TILE_SILU, TILE_SIGMOID,
-    TILE_ROUGH_GELU = 32 /* of products whose terms were rounded to 8 bits */
+    TILE_ROUGH_GELU = 32, /* of products whose terms were rounded to 8 bits */
+    TILE_FAR = 64 /* no activation, and past the cache where places are aligned: `tile_fence` ends such writing */
 };
 
 /* The best keys of each lane so far. Candidates are appended in the order of their rows; a full list is cut down to
@@ -111,6 +112,11 @@ typedef struct {
     i64 (*farthest)(const float *panels, i64 n_panels, i64 depth, const float *center, float *nearest);
     /* what CAST needs (cast.h): s <- the Laplace attention function of s; total[k] += s[k] * factor */
     void (*laplace)(float *s, i64 n, i64 vectors);
+    /* n rows of n_lanes logits to where they are kept, past the cache where rows are aligned */
+    void (*keep)(const float *s, i64 n, i64 n_lanes, float *kept, i64 stride);
+    /* s <- n rows of n_lanes logits, each lane times its gain, and their peaks; s itself may be the logits */
+    void (*temper)(const float *logits, i64 stride, i64 n, i64 n_lanes, const float *gains, float *s,
+                   float *group_peaks);
     void (*add_shares)(const float *s, i64 n, i64 vectors, const float *factor, float *total);
     /* co-clustered attention again: a row's share in a slope */
     void (*lean)(const float *row, const float *mean, i64 depth, i64 width, float weight, float *key, i64 panel_stride,
@@ -129,6 +135,9 @@ static inline void tile_prefetch(const float *row, i64 width) {
 static inline void tile_prefetch_far(const float *row, i64 width) {
     for (i64 d = 0; d < width; d += 16) __builtin_prefetch(row + d, 0, 2);
 }
+
+/* What was written past the cache is there for other threads. */
+static inline void tile_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 /* Term k of a sum whose words lie `stride` apart. */
 static inline float tile_term(const float *words, i64 stride, i64 pair, i64 k) {

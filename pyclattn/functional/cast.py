@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,14 +20,14 @@ CLUSTERINGS = ("topk", "sa_topk")
 ATTENTIONS = ("softmax", "laplace")
 # Tokens of one task: whole panels of every instruction set (48, 24 and 8 lanes).
 CHUNK = 192
-# Tokens of one task of the mixing, which begins by looking through the summaries.
-MIX_CHUNK = 384
 # Members of one task: four 48-lane panels share each gathered block of keys.
 MEMBERS = 192
 # Clusters whose tokens one task selects.
 CLUSTER_CHUNK = 4
 # Affinities held at a time: 8 MB. SA Top-K holds at least those of one sequence.
 CELLS = 1 << 21
+# Logits of queries kept from the affinities for the mixing: 32 MB. More are computed again.
+LOGITS = 1 << 23
 # Tokens of one round: a large batch goes through in rounds, so that working memory does not grow with it.
 ROUND = 65_536
 # Multiply-adds below which a second thread costs more than it saves.
@@ -154,9 +155,10 @@ def cast_attention(
         shares, *gains = _gated(phi)
         of_query, of_key = gains if warm else (None, None)
         for tokens in _rounds(spans):
-            members = _cluster(q, k, tokens, shares, recipe, threads)
-            with scratch((q.shape[1], len(members.tokens), v.shape[3])) as within:
-                _attend(q, k, v, tokens, members, (of_query, of_key), recipe, within, result, threads)
+            with _kept(q.shape[1], len(tokens.index) * recipe.surrogates.shape[1]) as logits:
+                members = _cluster(q, k, tokens, shares, recipe, threads, logits)
+                with scratch((q.shape[1], len(members.tokens), v.shape[3])) as within:
+                    _attend(q, k, v, tokens, members, (of_query, of_key), recipe, logits, within, result, threads)
     return result if offsets is None else result[0]
 
 
@@ -220,13 +222,14 @@ def working_bytes(
     n_tokens, size = n_sequences * length, min(cluster_size, length)
     n_members = n_tokens if clustering == "sa_topk" else n_sequences * n_clusters * size
     cells = min(CELLS, n_tokens * n_clusters)
+    logits = n_heads * cells if _is_kept(n_heads, n_tokens * n_clusters) else 0
     if clustering == "sa_topk":
         cells = max(cells, length * n_clusters)
     else:
         cells += 5 * n_members  # scores, tokens, and which of them are there
     kept = 4 * n_heads * width * (n_members + n_sequences * n_clusters) + 8 * (6 * n_members + 4 * n_tokens)
     block = 4 * 128 * (depth + width) + 4 * 48 * (2 * n_clusters + 5 * (depth + width) + 256)
-    return kept + 4 * cells + 6 * 8 * batch * length + n_threads * block
+    return kept + 4 * (cells + logits) + 6 * 8 * batch * length + n_threads * block
 
 
 def _recipe(
@@ -281,13 +284,32 @@ def _rounds(spans: _ragged.Spans) -> Iterator[_ragged.Tokens]:
 
 
 def _cluster(
-    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int
-) -> _Members:
+    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int,
+    logits: Float32 | None = None,
+) -> _Members:  # fmt: skip
     cluster = _topk if recipe.clustering == "topk" else _sa_topk
-    return cluster(q, k, tokens, shares, recipe, n_threads)
+    return cluster(q, k, tokens, shares, recipe, n_threads, logits)
 
 
-def _topk(q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int) -> _Members:
+@contextmanager
+def _kept(n_heads: int, cells: int) -> Iterator[Float32 | None]:
+    """Room for the logits of queries with ``cells`` affinities, if they are few."""
+    if not _is_kept(n_heads, cells):
+        yield None
+        return
+    with scratch((n_heads, cells)) as room:
+        yield room
+
+
+def _is_kept(n_heads: int, cells: int) -> bool:
+    """Where affinities are of one window, so that both kernels cut tokens alike."""
+    return cells <= CELLS and n_heads * cells <= LOGITS
+
+
+def _topk(
+    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int,
+    logits: Float32 | None,
+) -> _Members:  # fmt: skip
     """Each cluster's nearest tokens, found over a window of tokens after the other."""
     n_clusters, n_tokens = recipe.surrogates.shape[1], len(tokens.index)
     n_in_all, topk = len(tokens.spans) * n_clusters, min(recipe.cluster_size, int(tokens.lengths.max()))
@@ -297,7 +319,7 @@ def _topk(q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recip
     with scratch((n_clusters, window)) as cells:
         for origin in range(0, n_tokens, window):
             affinity = cells[:, : n_tokens - origin].T
-            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads)
+            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, logits)
             ends = np.clip(tokens.spans[:, 1:], origin, origin + len(affinity))
             seen = np.flatnonzero(ends[:, 0] < ends[:, 1])
             tasks = _ragged.per_chunk(np.full(len(seen), n_clusters), 1, CLUSTER_CHUNK)[:, ::2]
@@ -309,8 +331,9 @@ def _topk(q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recip
 
 
 def _sa_topk(
-    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int
-) -> _Members:
+    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int,
+    logits: Float32 | None,
+) -> _Members:  # fmt: skip
     """Each token in one cluster, by sequences: a token may need its affinity to any cluster."""
     n_clusters, n_tokens = recipe.surrogates.shape[1], len(tokens.index)
     labels, surest = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.float32)
@@ -319,7 +342,7 @@ def _sa_topk(
         own = np.flatnonzero(windows == number)
         origin, stop = int(tokens.spans[own[0], 1]), int(tokens.spans[own[-1], 2])
         with scratch((stop - origin, n_clusters)) as affinity:
-            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, surest, labels)
+            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, logits, surest, labels)
             launch(
                 "cast.assign", n_threads, affinity, tokens.spans, origin, recipe.cluster_size, surest, own[:, None],
                 labels,
@@ -331,7 +354,7 @@ def _sa_topk(
 
 def _affinities(
     q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, origin: int, out: Float32,
-    n_threads: int, surest: Float32 | None = None, labels: Int32 | None = None,
+    n_threads: int, logits: Float32 | None, surest: Float32 | None = None, labels: Int32 | None = None,
 ) -> None:  # fmt: skip
     """Of the tokens from ``origin`` on, into ``out`` (n, C); where asked for also the nearest cluster of each token."""
     ends = np.clip(tokens.spans[:, 1:], origin, origin + len(out))
@@ -339,13 +362,14 @@ def _affinities(
     tasks = np.stack([tasks[:, 0], tasks[:, 1] + ends[tasks[:, 0], 0]], axis=1)
     launch(
         "cast.affinities", n_threads, q, k, recipe.surrogates, tokens.spans, tokens.index, shares, recipe.factor,
-        recipe.is_laplace, tasks, CHUNK, origin, out, surest, labels,
+        recipe.is_laplace, tasks, CHUNK, origin, out, surest, labels, logits,
     )  # fmt: skip
 
 
 def _attend(
     q: Float32, k: Float32, v: Float32, tokens: _ragged.Tokens, members: _Members,
-    gains: tuple[Float32 | None, Float32 | None], recipe: _Recipe, within: Float32, out: Float32, n_threads: int,
+    gains: tuple[Float32 | None, Float32 | None], recipe: _Recipe, logits: Float32 | None, within: Float32,
+    out: Float32, n_threads: int,
 ) -> None:  # fmt: skip
     """Attention within the clusters, into ``within`` (H, members, E), their summaries, and the mixing of both."""
     (_, n_heads, _, _), width = q.shape, v.shape[3]
@@ -359,12 +383,12 @@ def _attend(
         within, summaries,
     )  # fmt: skip
     places, place_offsets = members.places(len(tokens.index))
-    tasks = _ragged.per_chunk(tokens.lengths, n_heads, MIX_CHUNK)
+    tasks = _ragged.per_chunk(tokens.lengths, n_heads, CHUNK)
     tasks = tasks[np.lexsort((tasks[:, 2], tasks[:, 0]))]  # a token's heads one after the other: they share pages
     launch(
         "cast.mix", n_threads, q, recipe.surrogates, tokens.spans, tokens.index, of_query, recipe.factor,
-        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries, tasks,
-        MIX_CHUNK, out,
+        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries, logits,
+        tasks, CHUNK, out,
     )  # fmt: skip
 
 
@@ -382,10 +406,8 @@ def _order(labels: Int64, n_labels: int) -> Int64:
 
 def _gated(phi: Float32) -> tuple[Float32, Float32, Float32]:
     """sigmoid(phi), 1 + log(1 + exp phi) and 1 + log(1 + exp -phi)."""
-    x = phi.astype(np.float64)
+    x = np.ascontiguousarray(phi)
     small = np.exp(-np.abs(x))
-    low = np.log1p(small)
-    sigmoid = np.where(x >= 0, 1, small) / (1 + small)
-    gains = (1 + np.maximum(side, 0) + low for side in (x, -x))
-    shares, of_query, of_key = (y.astype(np.float32) for y in (sigmoid, *gains))
-    return shares, of_query, of_key
+    rest = 1 + small
+    low = 1 + np.log(rest)
+    return np.where(x >= 0, 1, small) / rest, np.maximum(x, 0) + low, np.maximum(-x, 0) + low

@@ -10,7 +10,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Given
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
-from pyclattn.functional.dense import Packed, pack_weight
+from pyclattn.functional.dense import Packed, aligned, pack_weight
 from pyclattn.graph.ops import norm
 from pyclattn.layers import _check, _compute
 
@@ -95,7 +95,7 @@ class Linear:
         x = _check.features("Linear", x, self.n_in)
         shape = (*x.shape[:-1], self.n_out)
         add = _check.residual("Linear", add, shape)
-        out = np.empty(shape, np.float32)
+        out = aligned(shape)
         self.into(x.reshape(-1, self.n_in), out.reshape(-1, self.n_out), activation, _threads.resolve(n_threads))
         if add is not None:
             _compute.add(add.reshape(-1, self.n_out), out.reshape(-1, self.n_out), _threads.resolve(n_threads))

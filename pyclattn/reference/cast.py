@@ -4,16 +4,19 @@ Clusters are numbered through all sequences: cluster c of sequence s is ``s * n_
 Members are kept as `arrays.py` keeps tokens: those of cluster g are ``member_offsets[g]:member_offsets[g + 1]``.
 """
 
+from collections.abc import Iterator
 from math import erfc
 
 import numpy as np
 
 from pyclattn.arrays import Float32, Float64, Int32, Int64
 from pyclattn.reference._tasks import drawn, rows_of
-from pyclattn.reference.attention import _softmax, _weigh
+from pyclattn.reference.attention import LOG2E, _softmax, _weigh
 
 # Below every affinity, which are sums of shares: the affinity of a token with a NaN.
 LEAST = -1.0
+# Tokens whose logits are kept side by side: whole panels of every instruction set.
+KEPT = 48
 MEAN, DEVIATION = 0.5**0.5, (0.25 / np.pi) ** 0.5
 
 
@@ -23,6 +26,18 @@ def _laplace(logits: Float64) -> Float64:
     return 0.5 * np.vectorize(erfc, otypes=[np.float64])(scaled)
 
 
+def _unit(is_laplace: bool) -> float:
+    return 1.0 if is_laplace else LOG2E
+
+
+def _blocks(logits: Float32, tokens: slice, n_clusters: int) -> Iterator[tuple[Float32, slice]]:
+    """Where the logits of a task's tokens are kept: views (C, n), and which of the tokens they are of."""
+    for t in range(tokens.start, tokens.stop, KEPT):
+        stop = min(t + KEPT, tokens.stop)
+        own = logits[t * n_clusters : stop * n_clusters].reshape(n_clusters, -1)
+        yield own, slice(t - tokens.start, stop - tokens.start)
+
+
 def _weights(logits: Float64, is_laplace: bool) -> Float64:
     return _laplace(logits) if is_laplace else _softmax(logits, None)
 
@@ -30,13 +45,16 @@ def _weights(logits: Float64, is_laplace: bool) -> Float64:
 def affinities(
     query: Float32, key: Float32, surrogates: Float32, spans: Int64, index: Int64, shares: Float32, scale: float,
     is_laplace: bool, tasks: Int64, chunk: int, origin: int, out: Float32, surest: Float32 | None,
-    labels: Int32 | None, counter: Int64,
+    labels: Int32 | None, logits: Float32 | None, counter: Int64,
 ) -> None:  # fmt: skip
     """How near ``chunk`` tokens are to each cluster, summed over heads; a task is [sequence, first token].
 
     ``surrogates`` (H, C, D); ``shares`` (B, N) of the query's part. Token t is row ``t - origin`` of ``out`` (n, C).
     NaN becomes LEAST. Where they are given, ``labels`` and ``surest`` (tokens,) get each token's nearest cluster, the
     first of several, and its affinity.
+
+    ``logits`` (H, tokens x C), where given, keep those of the queries for `mix`, to base 2 but with "laplace": from t C
+    on the (C, n) of n tokens from t on, KEPT at a time from each task's first.
     """
     for sequence, first in drawn(tasks, counter):
         batch, _, stop = spans[sequence].tolist()
@@ -45,7 +63,11 @@ def affinities(
         share = shares[batch, rows].astype(np.float64)[:, None]
         total = np.zeros((len(rows), surrogates.shape[1]))
         for head, own in enumerate(surrogates.astype(np.float64)):
-            of_query = _weights(query[batch, head, rows].astype(np.float64) @ own.T * scale, is_laplace)
+            of_head = query[batch, head, rows].astype(np.float64) @ own.T * scale
+            if logits is not None:
+                for block, at in _blocks(logits[head], tokens, len(own)):
+                    block[...] = of_head[at].T * _unit(is_laplace)
+            of_query = _weights(of_head, is_laplace)
             of_key = _weights(key[batch, head, rows].astype(np.float64) @ own.T * scale, is_laplace)
             total += share * of_query + (1 - share) * of_key
         found = out[tokens.start - origin : tokens.stop - origin]
@@ -126,12 +148,14 @@ def attend_clusters(
 def mix(
     query: Float32, surrogates: Float32, spans: Int64, index: Int64, gains: Float32 | None, scale: float,
     is_laplace: bool, member_offsets: Int64, member_clusters: Int64, places: Int64, place_offsets: Int64,
-    within: Float32, summaries: Float32, tasks: Int64, chunk: int, out: Float32, counter: Int64,
+    within: Float32, summaries: Float32, logits: Float32 | None, tasks: Int64, chunk: int, out: Float32,
+    counter: Int64,
 ) -> None:  # fmt: skip
     """What ``chunk`` tokens get: from a cluster they are in, attention within; from the others, summaries.
 
     A task is [sequence, head, first token]. Token t is the members ``places[place_offsets[t]:place_offsets[t + 1]]``,
     which are in ``member_clusters``. ``gains`` (B, N) of a query's logits. A cluster without members takes no part.
+    ``logits`` are those that `affinities` kept, of tasks that begin at multiples of KEPT of the sequence's tokens.
     """
     n_clusters = surrogates.shape[1]
     for sequence, head, first in drawn(tasks, counter):
@@ -140,11 +164,17 @@ def mix(
         q = query[batch, head, own[first : first + chunk]].astype(np.float64)
         clusters = np.arange(sequence * n_clusters, (sequence + 1) * n_clusters)
         filled = np.diff(member_offsets)[clusters] > 0
-        logits = q @ surrogates[head][filled].astype(np.float64).T * scale
+        of_clusters = q @ surrogates[head].astype(np.float64).T * scale
+        if logits is None:  # rounded as they are kept, so that keeping them changes no bit
+            of_clusters = (of_clusters * _unit(is_laplace)).astype(np.float32).astype(np.float64)
+        else:
+            for block, at in _blocks(logits[head], slice(start + first, start + first + len(q)), n_clusters):
+                of_clusters[at] = block.T
+        of_clusters /= _unit(is_laplace)
         if gains is not None:
-            logits *= gains[batch, own[first : first + chunk], None]
+            of_clusters *= gains[batch, own[first : first + chunk], None]
         weights = np.zeros((len(q), n_clusters))
-        weights[:, filled] = _weights(logits, is_laplace)
+        weights[:, filled] = _weights(of_clusters[:, filled], is_laplace)
         for i in range(len(q)):
             of_summaries, t = weights[i].copy(), start + first + i
             added = np.zeros(out.shape[3])
