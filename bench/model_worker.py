@@ -20,6 +20,7 @@ import numpy as np
 
 from bench import model_cases, model_files
 from bench.tasks.workers import peak_memory
+from pyclattn.graph.filters import WinogradFilters
 
 PRODUCTS = ("pyclattn:Linear", "MatMul", "Gemm", "Conv", "ConvTranspose")
 Run = Callable[[], tuple[np.ndarray, dict[str, float]]]  # the first output, and what else was measured
@@ -57,7 +58,7 @@ def pyclattn_run(attention: str, precision: str, path: str, model: str, n_thread
 
 
 def flops(model: Any, feeds: dict[str, np.ndarray]) -> int:
-    """Multiplications and additions of exact attention and of products with weights."""
+    """Multiplications and additions of exact attention and of products with weights, as they are run."""
     shapes = {name: array.shape for name, array in feeds.items()}
     total = sum(4 * a["heads"] * a["queries"] * a["keys"] * a["head_dim"] for a in model.describe_attentions(**shapes))
     known = model._executor.plan(model._specs(shapes)).specs
@@ -67,7 +68,8 @@ def flops(model: Any, feeds: dict[str, np.ndarray]) -> int:
         if op.kind not in PRODUCTS or weight is None:
             continue
         if op.kind == "ConvTranspose":
-            total += 2 * _size(known, op.inputs[0]) * int(np.prod(weight.shape[1:]))
+            plain = 2 * _size(known, op.inputs[0]) * int(np.prod(weight.shape[1:]))
+            total += plain * 36 // 64 if isinstance(known[op.inputs[1]].packed, WinogradFilters) else plain
         elif op.kind == "Conv":
             total += 2 * _size(known, op.outputs[0]) * int(np.prod(weight.shape[1:]))
         else:  # one of the two may be folded into a neighbour

@@ -147,6 +147,16 @@ def test_flops_of_a_product():
     assert flops(pyclattn.Model(program), {"x": np.ones((3, 8), np.float32)}) == 2 * 3 * 8 * 5
 
 
+def test_flops_of_transposed_convolutions_are_those_that_are_run():
+    ops = [Op("ConvTranspose", ("x", "w"), ("y",), {"strides": [2, 2], "pads": [1, 1, 1, 1]})]
+    x = np.ones((1, 64, 8, 8), np.float32)
+    for channels, products in ((128, 36), (8, 64)):  # for 4 x 4 outputs; of few channels all are run
+        weight = np.ones((64, channels, 4, 4), np.float32)
+        values = [Value("x", "float32", x.shape)], [Value("y", "float32", (1, channels, 16, 16))]
+        model = pyclattn.Model(Program(*values, ops, {"w": weight}))
+        assert flops(model, {"x": x}) == 2 * 64 * channels * 16 * products
+
+
 def test_the_report_holds_every_row_and_picture(tmp_path):
     results, pages = tmp_path / "results", tmp_path / "pages"
     results.mkdir()
