@@ -10,7 +10,7 @@ import pytest
 
 import pyclattn
 from pyclattn import _dispatch
-from pyclattn.functional import coclustered
+from pyclattn.functional import _scratch, coclustered
 from pyclattn.functional._memory import library_bytes
 from pyclattn.functional.clustered import working_bytes
 from pyclattn.graph.program import Op, Program, Value
@@ -122,6 +122,7 @@ def test_coclustered_bytes_are_those_allocated(name):
     shapes = shape, (shape[0], n_kv_heads, *shape[2:]), (shape[0], n_kv_heads, shape[2], width)
     tensors = [rng.standard_normal(s, dtype=np.float32) for s in shapes]
     out = np.empty((*shape[:3], width), np.float32)
+    _scratch._forget()  # what is kept from call to call is not seen again
     tracemalloc.start()
     try:
         pyclattn.coclustered_attention(*tensors, **parameters, n_threads=2, out=out)
