@@ -19,6 +19,7 @@ import numpy as np
 
 from bench import machine
 from bench.measure import fma_peak, interleave
+from bench.peers import onnxruntime_session
 from bench.rows import Row, heading, tally
 from pyclattn import _threads
 from pyclattn._ext import isa
@@ -35,16 +36,13 @@ TOLERANCE = 1e-5
 
 def onnxruntime_product(x: np.ndarray, weight: np.ndarray, out: np.ndarray, n_threads: int) -> Callable[[], None]:
     """A MatMul whose weight is an initialiser; input and output are bound."""
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in (("x", x), ("y", out))]
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     graph = helper.make_graph([node], "product", names[:1], names[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model.SerializeToString(), n_threads)
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)
     binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)

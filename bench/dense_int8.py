@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.measure import interleave
+from bench.peers import onnxruntime_session
 from bench.rows import Row
 from pyclattn.functional.dense_int8 import pack_int8, quantise_weight
 
@@ -16,7 +17,6 @@ TOLERANCE = 0.05
 
 def onnxruntime_dynamic(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, out: np.ndarray, n_threads: int):
     """What its quantiser makes of a MatMul: the runtime fuses it into one DynamicQuantizeMatMul; buffers are bound."""
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in (("x", x), ("y", out))]
@@ -30,9 +30,7 @@ def onnxruntime_dynamic(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, ou
     weights = [numpy_helper.from_array(codes, "w"), numpy_helper.from_array(scales, "scales")]
     graph = helper.make_graph(nodes, "product", values[:1], values[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model.SerializeToString(), n_threads)
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)
     binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)

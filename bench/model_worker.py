@@ -20,7 +20,6 @@ import numpy as np
 
 from bench import model_cases, model_files
 from bench.tasks.workers import peak_memory
-from pyclattn.graph.filters import WinogradFilters
 
 PRODUCTS = ("pyclattn:Linear", "MatMul", "Gemm", "Conv", "ConvTranspose")
 Run = Callable[[], tuple[np.ndarray, dict[str, float]]]  # the first output, and what else was measured
@@ -59,6 +58,8 @@ def pyclattn_run(attention: str, precision: str, path: str, model: str, n_thread
 
 def flops(model: Any, feeds: dict[str, np.ndarray]) -> int:
     """Multiplications and additions of exact attention and of products with weights, as they are run."""
+    from pyclattn.graph.filters import WinogradFilters
+
     shapes = {name: array.shape for name, array in feeds.items()}
     total = sum(4 * a["heads"] * a["queries"] * a["keys"] * a["head_dim"] for a in model.describe_attentions(**shapes))
     known = model._executor.plan(model._specs(shapes)).specs
@@ -93,13 +94,10 @@ def layer_errors(report: Any) -> dict[str, Any]:
 
 def onnxruntime_run(path: str, model: str, n_threads: int) -> Run:
     """ONNX Runtime in the precision of the file."""
-    import onnxruntime
+    from bench.peers import onnxruntime_session
 
     limit_memory()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = n_threads, 4
-    options.enable_mem_pattern = False  # with it a second run takes twice the memory, and is no faster
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(path, n_threads, reuses_memory=False)
     feeds = model_files.inputs(model)
     return lambda: (session.run(None, feeds)[0], {})
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.measure import interleave
+from bench.peers import onnxruntime_session
 from bench.rows import Row, heading, tally, tokens
 from pyclattn.model import load
 
@@ -49,11 +50,7 @@ def export(folder: Path, is_masked: bool) -> Path:
 
 def rows(path: Path, is_masked: bool, n_threads: int, rounds: int) -> Iterator[Row]:
     """One row for each length: pyclattn's time over ONNX Runtime's."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-    theirs = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    theirs = onnxruntime_session(path, n_threads)
     ours = load(path, n_threads=n_threads)
     for length in LENGTHS:
         ids = np.random.default_rng(0).integers(5, 99, (1, length))

@@ -25,6 +25,19 @@ def _need(*names: str) -> list[ModuleType]:
         raise NotInstalledError(f"{names[0]} is not installed ({error})") from None
 
 
+def onnxruntime_session(model: Any, n_threads: int, reuses_memory: bool = True) -> Any:
+    """ONNX Runtime on a model's path or bytes, one operator at a time on so many threads, quiet.
+
+    ``reuses_memory``: with its memory patterns a second run of a large model takes twice the memory, and is no faster.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
+    options.log_severity_level, options.enable_mem_pattern = 4, reuses_memory
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def _session(ort: Any, onnx: Any, node_list: list, inputs: dict[str, np.ndarray], shape: tuple, n_threads: int) -> Any:
     """A session over these nodes, inputs and output bound in place; returns the function to run and the output."""
     helper = onnx.helper
@@ -37,10 +50,7 @@ def _session(ort: Any, onnx: Any, node_list: list, inputs: dict[str, np.ndarray]
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model.SerializeToString(), n_threads)
     binding = session.io_binding()
     held = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
     for name, tensor in held.items():

@@ -25,6 +25,7 @@ from bench.dense import BAR_FROM, DEPTHS, ROWS, WIDTHS
 from bench.measure import interleave
 from bench.memory import _status as status
 from bench.parts import measured
+from bench.peers import onnxruntime_session
 from bench.rows import Row
 from bench.tasks import saliency, words
 from bench.tasks.exported import minilm
@@ -59,15 +60,6 @@ def feeds(batch: int, length: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def session(path: Path, n_threads: int):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def quantised_by_onnxruntime(source: Path, folder: Path) -> Path:
     """As its documentation shows for transformers: dynamic, int8 weights."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -85,8 +77,8 @@ def text(n_threads: int, rounds: int) -> Iterator[Row]:
         sessions = {}
         for name in ("dynamo", "script"):
             path = quantised_by_onnxruntime(minilm(name)[0], Path(folder))
-            sessions[f"onnxruntime int8 {name}"] = session(path, n_threads)
-        sessions["onnxruntime float32"] = session(minilm()[0], n_threads)
+            sessions[f"onnxruntime int8 {name}"] = onnxruntime_session(path, n_threads)
+        sessions["onnxruntime float32"] = onnxruntime_session(minilm()[0], n_threads)
     for shape in SHAPES:
         given = feeds(*shape)
         calls: dict[str, Callable[[], object]] = {"int8": partial(small, **given), "float32": partial(plain, **given)}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.peers import onnxruntime_session
 from pyclattn.graph.serial import load_program
 from pyclattn.model import Model
 from pyclattn.serving import logs, server
@@ -23,14 +24,8 @@ class OnnxRuntimeModel(Model):
     """A model that ONNX Runtime runs."""
 
     def __init__(self, path: Path, n_threads: int):
-        import onnxruntime
-
         super().__init__(load_program(path), n_threads=n_threads, max_memory=1 << 40)  # no weights of ours are packed
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-        self._session = onnxruntime.InferenceSession(
-            str(path.parents[1] / f"{path.stem}.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime_session(path.parents[1] / f"{path.stem}.onnx", n_threads)
 
     def _run(self, inputs: dict, profile: list | None = None) -> dict[str, np.ndarray]:
         names = [value.name for value in self.program.outputs]

@@ -70,16 +70,10 @@ def converted() -> Path:
 
 
 def _session(n_threads: int):
-    import onnxruntime
-
+    from bench.peers import onnxruntime_session
     from pyclattn_export.verify import opened
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # with it a second run takes twice the memory, and is no faster
-    model = opened(SALIENCY.path, DYNAMIC)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime_session(opened(SALIENCY.path, DYNAMIC), n_threads, reuses_memory=False)
 
 
 def _model(engine: str, n_threads: int):
