@@ -8,6 +8,7 @@ COMMANDS = {
     "dense": "products with a constant weight, against NumPy, ONNX Runtime and PyTorch",
     "quantised": "int8 weights: speed, size and what they change, against ONNX Runtime's int8",
     "bfloat16": "products of bfloat16 in attention, dense layers and a whole model, against OpenVINO's",
+    "upsampling": "transposed convolutions by Winograd's products, against ONNX Runtime's and our others",
     "functions": "GELU, SiLU, erf, tanh, exp and others: the largest error of a single number",
     "models": "whole models, time and peak memory, against ONNX Runtime and OpenVINO",
     "overhead": "a short input through a whole model, against ONNX Runtime",
