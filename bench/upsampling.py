@@ -1,7 +1,7 @@
 """``python -m bench upsampling``: transposed convolutions of stride 2 by 4 x 4, as Winograd's and otherwise.
 
-Against ONNX Runtime's and our own of four phases, which take any kernel. As a model runs them: weights are packed before
-the clock runs.
+Against ONNX Runtime's and our own of four phases, which take any kernel. As a model runs them: weights are packed
+before the clock runs.
 """
 
 from __future__ import annotations
