@@ -102,11 +102,9 @@ def convert(
     Plan.of(attention)
     _threads.resolve(n_threads)
     source, target = Path(source), Path(target)
-    check_target("target", target, ".safetensors")
+    check_target("target", target, ".safetensors", source=source)
     if golden is not None:
         check_target("golden", golden)
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ArgumentError(f"source and target are the same file, {str(source)!r}")
     verbs = ["load and map", "optimise", "validate", "save"] + (["verify"] if verify or golden else [])
     with tqdm(total=len(verbs), disable=None if progress is None else not progress, bar_format=BAR) as bar:
         done = _steps(bar, verbs)

@@ -221,9 +221,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     from pyclattn.calibration import quantize
     from pyclattn.model import load
 
-    out = check_target("--output", arguments.output, ".safetensors")
-    if out.exists() and Path(arguments.file).exists() and out.samefile(arguments.file):
-        raise ArgumentError(f"source and target are the same file, {arguments.file}")
+    check_target("--output", arguments.output, ".safetensors", source=arguments.file)
     model = load(arguments.file, n_threads=arguments.n_threads)
     names = [v.name for v in model.program.inputs]
     samples = [read_inputs([path], names) for path in arguments.samples]

@@ -10,13 +10,16 @@ from pathlib import Path
 from pyclattn.errors import ArgumentError
 
 
-def check_target(name: str, path: str | os.PathLike, *suffixes: str) -> Path:
-    """The path, if a file can be written there: asked before long work, not after it.
+def check_target(
+    name: str, path: str | os.PathLike, *suffixes: str, source: str | os.PathLike | None = None
+) -> Path:  # fmt: skip
+    """The path, if a file can be written there: asked before long work, not after it. ``source`` is what is read.
 
     Raises
     ------
     ArgumentError
-        If it has none of the suffixes (where some are given), is a folder, or lies in none that can be written to.
+        If it has none of the suffixes (where some are given), is a folder, lies in none that can be written to, or is
+        the source.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -27,6 +30,8 @@ def check_target(name: str, path: str | os.PathLike, *suffixes: str) -> Path:
         raise ArgumentError(f"{name} must lie in a folder that exists, got {str(path)!r}")
     if not os.access(path.parent, os.W_OK):
         raise ArgumentError(f"{name} must lie in a folder that can be written to, got {str(path)!r}")
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        raise ArgumentError(f"source and target are the same file, {str(source)!r}")
     return path
 
 
