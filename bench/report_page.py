@@ -26,6 +26,7 @@ PARTS = {
     "dense": "Dense layers, float32",
     "quantised": "int8 weights",
     "bfloat16": "bfloat16 instructions",
+    "upsampling": "Transposed convolutions",
     "functions": "Functions of single numbers",
     "pareto": "Error against time",
     "methods": "CAST, Centroid and clustered encoders",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench import estimates, outputs, report_page
+from bench.__main__ import COMMANDS
 from bench.parts import gathered, run_parts
 from bench.rows import Row
 
@@ -52,6 +53,11 @@ def test_every_row_says_when_it_was_measured(tmp_path, monkeypatch):
     assert [row["measured"] for row in json.loads(path.read_text())["rows"]] == ["first", "later"]
     (part,) = report_page.parts(_renamed(path, "dense"))
     assert "rows measured first to later" in part.about
+
+
+def test_every_command_that_keeps_results_has_a_section_in_the_report():
+    keep_nothing = {"overhead", "report", "demo"}
+    assert set(report_page.PARTS) == set(COMMANDS) - keep_nothing
 
 
 def _renamed(path, name):
