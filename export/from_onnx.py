@@ -151,6 +151,10 @@ def from_onnx(
     proto = model if base is None else parse(base)
     where = str(base) if base else "ONNX model"
     versions = _versions(proto, where)
+    if not proto.graph.output:
+        raise ModelFormatError(
+            f"{where}: the graph has no outputs, so nothing it computes could be asked for; name some in graph.output"
+        )
     if proto.functions:
         proto = _inlined(proto, where)
     mapper = Mapper(where, base, versions, names=set())

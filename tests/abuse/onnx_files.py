@@ -184,6 +184,9 @@ FILES = {
     "nothing in 2^28 rows": (weight(dims=[2, 2**28, 0], data_type=7), "parts"),
     "a shape that is nothing in 2^28 rows": (  # found by atheris: its tolist() was 4 GB
         made([node("Reshape", ["x", "s"], ["y"])], [TensorProto(name="s", data_type=7, dims=[2**28, 0])]), "parts"),
+    "a graph without outputs": (
+        lambda f: (lambda m: (m.graph.ClearField("output"), m.SerializeToString())[1])(
+            model([node("Relu", ["x"], ["y"])])), "no outputs"),
     "an operator without outputs": (made([node("Relu", ["x"], [])]), "made by no node"),
     "an input nobody makes": (made([node("Relu", ["gone"], ["y"])]), "made by no node"),
     "a ring of operators": (

@@ -146,6 +146,43 @@ def test_nothing_is_written_for_a_model_that_does_not_run(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["odd.onnx"]
 
 
+def graph_file(path, nodes, inputs, outputs):
+    """A file of a graph with a weight ``w``; inputs and outputs by name, all of four numbers."""
+    values = [[helper.make_tensor_value_info(name, 1, [4]) for name in names] for names in (inputs, outputs)]
+    weight = onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    graph = helper.make_graph([helper.make_node(*node) for node in nodes], "g", *values, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+RELU = ("Relu", ["x"], ["y"])
+
+
+@pytest.mark.parametrize(("nodes", "inputs", "outputs", "told"), [
+    ([RELU], ["x"], [], "the graph has no outputs"),
+    ([], [], [], "the graph has no outputs"),
+    ([RELU], ["x"], ["z"], "output 'z' is made by no node"),
+    ([RELU], ["x", "x"], ["y"], "'x' is defined twice"),
+    ([("Relu", ["x"], ["w"])], ["x"], ["w"], "'w' is defined twice"),
+])  # fmt: skip
+def test_nothing_is_written_for_a_graph_of_no_use(tmp_path, nodes, inputs, outputs, told):
+    path = graph_file(tmp_path / "odd.onnx", nodes, inputs, outputs)
+    with pytest.raises(ModelFormatError, match=rf"odd\.onnx: .*{told}"):
+        convert(path, tmp_path / "m.safetensors", verify=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.onnx"]
+
+
+@pytest.mark.parametrize(("nodes", "inputs", "outputs"), [
+    ([], ["x"], ["x"]), ([], ["x"], ["w"]), ([RELU], ["x"], ["y", "w"]), ([RELU], ["x", "unused"], ["y"]),
+    ([("Relu", ["w"], ["y"])], [], ["y"]), ([RELU], ["x"], ["y", "y"]),
+], ids=["no nodes", "only a weight", "a weight too", "an unused input", "no inputs", "an output twice"])  # fmt: skip
+def test_graphs_of_unusual_shape(tmp_path, nodes, inputs, outputs):
+    path = graph_file(tmp_path / "odd.onnx", nodes, inputs, outputs)
+    assert convert(path, tmp_path / "m.safetensors", verify=True).comparison.passed
+    feeds = {name: np.array([1.0, -1, 2, -2], np.float32) for name in inputs}
+    assert len(load(tmp_path / "m.safetensors").run(None, feeds)) == len(outputs)
+
+
 def test_an_older_file_survives_a_failure(source, tmp_path, monkeypatch):
     target = tmp_path / "m.safetensors"
     target.write_bytes(b"the older one")
