@@ -20,8 +20,9 @@ LAYER_ERROR, CORRELATION = 0.02, 0.999
 # The setting of "coclustered", by pixels a side: query clusters, and keys that a query attends to exactly, in the mean.
 # Clusters fill whole panels of 48 lanes, near 1.5 sqrt(tokens); keys go in steps of 16. Of all that keep the mean error
 # of layers within LAYER_ERROR, by the estimate in the run and beside an exact one, the fastest; the same for float32,
-# bf16 and int8. 1022 takes more keys than longer sequences since one of its layers alone, the second, has 8 to 10 %.
-UNIFORM = {"1022": (144, 416), "1526": (192, 192), "2044": (192, 176)}
+# bf16 and int8, but where int8's own error leaves less of the correlation to the keys. 1022 takes more keys than longer
+# sequences since one of its layers alone, the second, has 8 to 10 %.
+UNIFORM = {"1022": (144, 416), "1526": (192, 192), "2044": (192, 176), "2044 int8": (144, 304)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def rows(case: Case, found: Found, peak: float | None = None) -> Iterator[Row]:
         yield from clustered(case, found)
 
 
-def uniform(model: str) -> dict[str, Any]:
+def uniform(model: str, precision: str = "") -> dict[str, Any]:
     """How "coclustered" attends in a saliency model.
 
     Examples
@@ -105,7 +106,8 @@ def uniform(model: str) -> dict[str, Any]:
     >>> uniform("saliency 1526")
     {'method': 'coclustered', 'n_query_clusters': 192, 'n_exact': 192}
     """
-    n_query_clusters, n_exact = UNIFORM[model.split()[1]]
+    side = model.split()[1]
+    n_query_clusters, n_exact = UNIFORM.get(f"{side} {precision}", UNIFORM[side])
     return {"method": "coclustered", "n_query_clusters": n_query_clusters, "n_exact": n_exact}
 
 

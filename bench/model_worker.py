@@ -35,7 +35,7 @@ def pyclattn_run(attention: str, precision: str, path: str, model: str, n_thread
 
     how: Any = "exact"
     if attention == "coclustered":
-        how = model_cases.uniform(model)
+        how = model_cases.uniform(model, precision)
     elif attention == "calibrated":
         how = str(model_files.plan_file())
     numbers = "bfloat16" if precision == "bf16" else "float32"
