@@ -181,6 +181,20 @@ def test_cross_attention_of_the_same_length():
     assert not op.attributes["is_self"]
 
 
+@pytest.mark.parametrize(("memory", "is_self"), [("ids", True), ("others", False)])
+def test_tokens_looked_up_in_a_table(memory, is_self):
+    """The first layer of an encoder: tokens and positions are rows of tables, which are constants."""
+    g = Builder()
+    table, positions = g.weight(9, H * D), g("Gather", g.weight(20, H * D), g.const(np.arange(L)))
+    tokens = {
+        name: g("Add", g("Gather", table, g.input(name, ["b", "l"], g.rng.integers(0, 9, (B, L)), "int64")), positions)
+        for name in {"ids", memory}
+    }
+    q, k, v = (heads(g, g("MatMul", tokens[name], g.weight(H * D, H * D))) for name in ("ids", memory, memory))
+    op, _, _ = found_one(g, finish(g, minus_ten_thousand(g, attention_mask(g), scores_of(g, q, k)), v))
+    assert op.attributes["is_self"] == is_self
+
+
 def test_query_key_value_from_one_product():
     """One product for all three, split by Reshape, Transpose and Gather: entries become views, not copies."""
     g = Builder()

@@ -248,6 +248,20 @@ def test_padded_tokens_are_in_no_cluster(is_self):
     assert (found[0].tobytes() == found[1].tobytes()) == is_self
 
 
+def test_padding_is_not_that_of_queries_where_only_some_tokens_ask():
+    """Queries of a slice of the tokens share their origin, but no longer their places."""
+    from pyclattn.graph.executor import Executor
+    from pyclattn.graph.spec import Settings
+    from tests.graph.build import program_of
+
+    q, k, v = normal(1, 2, 24, 16), normal(1, 2, 64, 16), normal(1, 2, 64, 16)
+    padding = np.arange(64)[None] >= 40
+    settings = Settings(attention=lambda *_: [(slice(0, 2), "clustered", {"n_clusters": 4})])
+    program, feeds = program_of("pyclattn:Attention", [q, k, v, padding], {"is_self": True}, optional=[3])
+    expected = pyclattn.clustered_attention(q, k, v, n_clusters=4, key_padding_mask=padding)
+    np.testing.assert_array_equal(Executor(program, settings)(feeds)["y0"], expected)
+
+
 @pytest.mark.parametrize("kind", ["MatMul", "pyclattn:Linear", "pyclattn:LayerNorm", "Softmax", "ReduceSum"])
 def test_halves_are_computed_in_float32(kind):
     x, w = (100 * normal(40, 3000)).astype(np.float16), normal(3000, 8).astype(np.float16) / np.float16(100)

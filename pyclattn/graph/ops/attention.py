@@ -78,7 +78,8 @@ def _attention(node: Node) -> Kernel:
     # other types are computed in float32 and converted; rows must lie side by side to be written in place
     is_direct = q.dtype == np.float32 and out_order[3] == 3
     precision = node.settings.precision
-    observe, is_self = node.settings.observe, bool(node.attr("is_self", False))
+    observe = node.settings.observe
+    is_self = bool(node.attr("is_self", False)) and length == keys  # not where only some tokens ask
 
     def bind(ins, outs, scratch):
         arrays = [a.transpose(order) for a, order in zip(ins, orders)]

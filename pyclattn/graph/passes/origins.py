@@ -7,12 +7,11 @@ from pyclattn.graph.passes.edit import Editor
 # Operators that leave a token where it is, followed through their first input only.
 FIRST = {
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Expand", "Cast", "Identity", "Neg", "Gemm",
-    "Gather",
     "LayerNormalization", "RMSNormalization", "pyclattn:LayerNorm", "pyclattn:RMSNorm", "pyclattn:Rotary",
     "pyclattn:Linear", "DequantizeLinear", "QuantizeLinear",
 }  # fmt: skip
-# And those whose inputs all count.
-ALL = {"MatMul", "Add", "Sub", "Mul", "Div", "Concat"}
+# And those whose inputs all count: rows of a table are the tokens that its indices say.
+ALL = {"MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Gather"}
 
 
 def share_tokens(editor: Editor, first: str, second: str) -> bool:
