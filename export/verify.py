@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.graph.program import Program, walk
 from pyclattn.model import load
 from pyclattn.weights.targets import write_atomically
+from pyclattn_export.padding import masks, padded
 from pyclattn_export.tensors import parse
 
 # Of an output's range. Rounding to 8 bits turns a difference in the last digit into a whole step now and then.
@@ -86,7 +88,8 @@ def compare(
     found = model(**feeds)
     if golden is not None:
         keep(golden, feeds, wanted)
-    differences = [difference(name, wanted[name], found[name], _padding(feeds)) for name in wanted]
+    padding = padded(program, feeds)
+    differences = [difference(name, wanted[name], found[name], _rows(padding, wanted[name])) for name in wanted]
     return Comparison(differences, TOLERANCE_INT8 if is_quantised(program) else TOLERANCE)
 
 
@@ -136,9 +139,11 @@ def difference(name: str, wanted: np.ndarray, found: np.ndarray, padding: np.nda
     return Difference(name, shape, largest, relative, same)
 
 
-def _padding(feeds: Mapping) -> np.ndarray | None:
-    mask = feeds.get("attention_mask")
-    return None if mask is None or np.ndim(mask) != 2 else np.asarray(mask) == 0
+def _rows(padding: list[np.ndarray], output: np.ndarray) -> np.ndarray | None:
+    """Which rows of an output are padding in one of the attentions; None where all would be, or it has no such rows."""
+    fitting = [own for own in padding if own.shape == output.shape[: own.ndim]]
+    rows = np.logical_or.reduce(fitting) if fitting else None
+    return None if rows is None or rows.all() else rows
 
 
 def run_onnxruntime(
@@ -224,14 +229,22 @@ def random_inputs(program: Program, source: str | os.PathLike, sizes: Mapping[st
                 size = sizes.get(size) or was or (BATCH if axis == 0 else LENGTH)
             shape.append(size)
         feeds[value.name] = _random(rng, value.name, value.dtype, tuple(shape), limits.get(value.name, 2))
+    for name, token in masks(program, feeds).items():
+        if name not in limits:  # numbers of tokens, one of which may be that of padding
+            feeds[name] = _mask(feeds[name].shape, feeds[name].dtype, token)
     return feeds
+
+
+def _mask(shape: tuple[int, ...], dtype: npt.DTypeLike, token: int) -> np.ndarray:
+    """``token`` everywhere but at the end of the last sequence, where there is padding."""
+    mask = np.full(shape, token, dtype)
+    mask[-1:, max(1, 3 * shape[1] // 4) :] = 1 - token
+    return mask
 
 
 def _random(rng: np.random.Generator, name: str, dtype: str, shape: tuple[int, ...], limit: int) -> np.ndarray:
     if "mask" in name and len(shape) == 2:
-        mask = np.ones(shape, dtype)
-        mask[-1, max(1, 3 * shape[1] // 4) :] = 0
-        return mask
+        return _mask(shape, dtype, 1)
     kind = np.dtype(dtype).kind
     if kind == "f":
         return rng.standard_normal(shape).astype(dtype)

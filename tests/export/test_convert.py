@@ -14,22 +14,24 @@ from pyclattn.errors import ArgumentError, ModelFormatError, UnsupportedOpError
 from pyclattn.graph.serial import load_program
 from pyclattn.model import load
 from pyclattn_export import cli, convert
+from pyclattn_export.padding import padded
 from pyclattn_export.verify import Difference, compare, difference
 
 D = 16
 
 
-def encoder(path, opset=18):
+def encoder(path, opset=18, mask="attention_mask", dtype="int64", token=1):
     """Embedding, one self-attention with padding, a feed-forward: everything a conversion touches."""
     g = Builder()
     ids = g.input("input_ids", ["batch", "sequence"], np.zeros((2, 7)), "int64")
-    mask = g.input("attention_mask", ["batch", "sequence"], np.ones((2, 7)), "int64")
+    mask = g.input(mask, ["batch", "sequence"], np.full((2, 7), token), dtype)
     x = g("Gather", g.weight(50, D), ids)
     split = g.const([0, 0, 2, D // 2], np.int64)
     q, k, v = (g("Transpose", g("Reshape", g("MatMul", x, g.weight(D, D)), split), perm=[0, 2, 1, 3]) for _ in range(3))
     scores = g("MatMul", q, g("Transpose", k, perm=[0, 1, 3, 2]))
     wide = g("Cast", g("Unsqueeze", mask, g.const([1, 2], np.int64)), to=9)
-    scores = g("Where", wide, scores, g.const(np.float32("-inf")))
+    masked = g.const(np.float32("-inf"))
+    scores = g("Where", wide, *((scores, masked) if token else (masked, scores)))
     out = g("Transpose", g("MatMul", g("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
     y = g("Add", x, g("Reshape", out, g.const([0, 0, D], np.int64)))
     y = g("MatMul", g("Relu", g("MatMul", y, g.weight(D, 2 * D))), g.weight(2 * D, 5))
@@ -96,6 +98,29 @@ def test_dynamic_axes_are_verified_at_their_old_size(tmp_path):
     result = convert(tmp_path / "m.onnx", tmp_path / "m.safetensors", dynamic={"x": (1,)}, verify=True)
     assert result.comparison.differences[0].shape == (1, 3, 4)
     assert load(tmp_path / "m.safetensors")(x=np.ones((1, 8, 4), np.float32))
+
+
+MASKS = [
+    ("attention_mask", "int64", 1), ("src_mask_valid", "int64", 1), ("valid", "bool", 1), ("valid", "float32", 1),
+    ("src_key_padding_mask", "bool", 0), ("is_pad", "int64", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mask", "dtype", "token"), MASKS)
+def test_padding_is_found_by_what_it_does(tmp_path, mask, dtype, token):
+    """Rows at padding, which clustering leaves zero, are not compared; the random mask has some, and few."""
+    source = encoder(tmp_path / "m.onnx", mask=mask, dtype=dtype, token=token)
+    result = convert(source, tmp_path / "m.safetensors", attention="coclustered", golden=tmp_path / "golden.npz")
+    with np.load(tmp_path / "golden.npz") as file:
+        feeds = {name.removeprefix("input."): file[name] for name in file.files if name.startswith("input.")}
+        (wanted,) = (file[name] for name in file.files if name.startswith("output."))
+    (padding,) = padded(load_program(tmp_path / "m.safetensors"), feeds)
+    np.testing.assert_array_equal(padding, feeds[mask] != token)
+    assert padding[-1].sum() == 10
+    assert padding.sum() == 10
+    found = load(tmp_path / "m.safetensors", attention="coclustered").run(None, feeds)[0]
+    assert not np.allclose(found[padding], wanted[padding], atol=1e-3)
+    assert result.comparison.passed
 
 
 # -- the measure of difference ----------------------------------------------------------------------------------------
