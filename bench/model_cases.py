@@ -1,8 +1,9 @@
 """The cases of ``python -m bench models``: models, inputs, engines, bars; and the rows that figures become.
 
-An engine is written NAME or NAME-KIND: "openvino-bf16", "coclustered-int8", "torch-sdpa". "coclustered" is co-clustered
-attention with one setting for all layers, which keeps their mean error within 2 %; "calibrated" has a plan that keeps
-every layer within 2 %. The error of a layer is estimated in the run, from exact outputs of some of its queries.
+An engine is written NAME or NAME-KIND: "openvino-bf16", "pyclattn-int8", "torch-sdpa"; "int8+bf16" is weights of dense
+layers in int8, and bfloat16 for the other products. "coclustered" is co-clustered attention with one setting for all
+layers, which keeps their mean error within 2 %; "calibrated" has a plan that keeps every layer within 2 %. The error of
+a layer is estimated in the run, from exact outputs of some of its queries.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ LAYER_ERROR, CORRELATION = 0.02, 0.999
 # The setting of "coclustered", by pixels a side: query clusters, and keys that a query attends to exactly, in the mean.
 # Clusters fill whole panels of 48 lanes, near 1.5 sqrt(tokens); keys go in steps of 16. Of all that keep the mean error
 # of layers within LAYER_ERROR, by the estimate in the run and beside an exact one, the fastest; the same for float32,
-# bf16 and int8, but where int8's own error leaves less of the correlation to the keys. 1022 takes more keys than longer
+# bf16 and int8, but where int8's own error leaves less of CORRELATION to the keys. 1022 takes more keys than longer
 # sequences since one of its layers alone, the second, has 8 to 10 %.
-UNIFORM = {"1022": (144, 416), "1526": (192, 192), "2044": (192, 176), "2044 int8": (144, 304)}
+UNIFORM = {"1022": (144, 416), "1526": (192, 192), "2044": (192, 176), "2044 int8+bf16": (192, 352)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Case:
 OURS = ("pyclattn", "pyclattn-bf16", "pyclattn-int8")
 PEERS = ("openvino", "openvino-bf16", "onnxruntime", "onnxruntime-int8")
 TORCH = ("torch-eager", "torch-sdpa")
-CLUSTERED = tuple(f"{name}{kind}" for name in ("coclustered", "calibrated") for kind in ("", "-bf16", "-int8"))
+CLUSTERED = tuple(f"{name}{kind}" for name in ("coclustered", "calibrated") for kind in ("", "-bf16", "-int8+bf16"))
 TEXT_BARS = {("pyclattn", "onnxruntime"): 1.0, ("pyclattn-int8", "onnxruntime-int8"): 1.0}
 IMAGE_BARS = {
     ("pyclattn", "openvino"): 1.1,

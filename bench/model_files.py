@@ -50,10 +50,10 @@ def onnx_int8_file(model: str) -> Path:
 
 
 def pyclattn_file(model: str, precision: str = "") -> Path:
-    """In pyclattn's format; "int8" stores weights so."""
+    """In pyclattn's format; "int8", or that and another, stores weights so."""
     source = onnx_file(model)
     plain = converted(source)
-    return kept(source, partial(_quantised, plain), "int8") if precision == "int8" else plain
+    return kept(source, partial(_quantised, plain), "int8") if precision.startswith("int8") else plain
 
 
 def _quantised(source: Path, target: Path) -> None:

@@ -38,7 +38,7 @@ def pyclattn_run(attention: str, precision: str, path: str, model: str, n_thread
         how = model_cases.uniform(model, precision)
     elif attention == "calibrated":
         how = str(model_files.plan_file())
-    numbers = "bfloat16" if precision == "bf16" else "float32"
+    numbers = "bfloat16" if precision.endswith("bf16") else "float32"
     loaded = load(path, attention=how, precision=numbers, n_threads=n_threads)
     feeds = model_files.inputs(model)
 

@@ -23,7 +23,7 @@ ATTENTION = {
 
 MARKERS = "os^vDXP*<>hd"
 # Of an engine's name after the dash; others are drawn in full.
-STYLES = {"bf16": "--", "int8": ":"}
+STYLES = {"bf16": "--", "int8": ":", "int8+bf16": ":"}
 
 
 def _pyplot() -> Any:
