@@ -32,6 +32,10 @@ def is_readable(array: np.ndarray) -> bool:
 
 def array_of(name: str, given: Given) -> np.ndarray:
     """``given`` as an array, if it is one."""
+    if given is None:
+        raise DTypeError(f"{name} must be an array, got None")
+    if type(given) is not np.ndarray and np.ma.is_masked(given):
+        raise ArgumentError(f"{name} must be an array of numbers, got a masked array: masks are arguments of their own")
     try:
         return np.asarray(given)
     except ValueError as error:  # lists of unequal lengths
