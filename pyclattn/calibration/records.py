@@ -15,7 +15,7 @@ from pyclattn.errors import ModelFormatError
 from pyclattn.weights.targets import write_atomically
 
 # Raised when what is measured, or how, changes.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass

@@ -36,7 +36,15 @@ PARAMETERS = {
         "topk",
         *CHECKING,
     },
-    "coclustered": {"n_query_clusters", "cluster_factor", "n_key_clusters", "n_exact", "rank", *CHECKING},
+    "coclustered": {
+        "n_query_clusters",
+        "cluster_factor",
+        "n_key_clusters",
+        "key_cluster_factor",
+        "n_exact",
+        "rank",
+        *CHECKING,
+    },
 }
 PARAMETERS["auto"] = PARAMETERS["coclustered"]
 CLUSTERINGS = ("lsh", "kmeans", "metric")
@@ -49,12 +57,15 @@ _COUNTS: dict[str, tuple[int, float]] = {
 _OPTIONAL = ("n_query_clusters", "n_key_clusters")  # None: as many as the length asks for
 # Query clusters of co-clustered attention go in whole panels of its widest tile: a part costs as much.
 PANEL = 48
-# The number of query clusters that cluster_factor x sqrt(queries) stands for.
-_CLUSTERS = {
-    "clustered": "n_clusters",
-    "improved-clustered": "n_clusters",
-    "coclustered": "n_query_clusters",
-    "auto": "n_query_clusters",
+# The numbers of clusters that factors on the root of the number of queries, and of keys, stand for.
+_FACTORS = {
+    "cluster_factor": {
+        "clustered": "n_clusters",
+        "improved-clustered": "n_clusters",
+        "coclustered": "n_query_clusters",
+        "auto": "n_query_clusters",
+    },
+    "key_cluster_factor": {"coclustered": "n_key_clusters", "auto": "n_key_clusters"},
 }
 
 
@@ -77,7 +88,8 @@ class Choice:
     method : str
     parameters : mapping
         Arguments of the method. ``cluster_factor`` stands for that times the root of the number of queries, as the
-        number of (query) clusters; of co-clustered attention the next multiple of 48.
+        number of (query) clusters; of co-clustered attention the next multiple of 48. ``key_cluster_factor`` stands
+        for that times the root of the number of keys, as the number of key clusters.
     heads : tuple of int, optional
         The heads that run so, ascending; None: all.
     """
@@ -86,15 +98,14 @@ class Choice:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     heads: tuple[int, ...] | None = None
 
-    def at(self, n_queries: int) -> dict[str, Any]:
-        """The method's arguments for this many queries."""
+    def at(self, n_queries: int, n_keys: int) -> dict[str, Any]:
+        """The method's arguments for this many queries and keys."""
         given = dict(self.parameters)
-        factor = given.pop("cluster_factor", None)
-        if factor is not None:
-            n_clusters = max(1, round(factor * math.sqrt(n_queries)))
-            if _CLUSTERS[self.method] == "n_query_clusters":
-                n_clusters = PANEL * -(-n_clusters // PANEL)
-            given[_CLUSTERS[self.method]] = n_clusters
+        for name, n_tokens in (("cluster_factor", n_queries), ("key_cluster_factor", n_keys)):
+            factor = given.pop(name, None)
+            if factor is not None:
+                count, n_clusters = _FACTORS[name][self.method], max(1, round(factor * math.sqrt(n_tokens)))
+                given[count] = PANEL * -(-n_clusters // PANEL) if count == "n_query_clusters" else n_clusters
         return given
 
     def __str__(self) -> str:
@@ -114,14 +125,17 @@ def choice_of(value) -> Choice:
         known = ", ".join(sorted(PARAMETERS[method])) or "none"
         raise ArgumentError(f"attention {method!r} has no parameter {', '.join(unknown)}; it has: {known}")
     _check_values(parameters)
-    factor = parameters.get("cluster_factor")
-    if factor is None:
-        return Choice(method, {**DEFAULTS[method], **parameters})
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-        raise ArgumentError(f"cluster_factor must be a positive number, got {factor!r}")
-    if _CLUSTERS[method] in parameters:
-        raise ArgumentError(f"cluster_factor and {_CLUSTERS[method]} both say how many clusters: give one")
-    defaults = {name: value for name, value in DEFAULTS[method].items() if name != _CLUSTERS[method]}
+    counted = []
+    for name, counts in _FACTORS.items():
+        factor = parameters.get(name)
+        if factor is None:
+            continue
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+            raise ArgumentError(f"{name} must be a positive number, got {factor!r}")
+        if counts[method] in parameters:
+            raise ArgumentError(f"{name} and {counts[method]} both say how many clusters: give one")
+        counted.append(counts[method])
+    defaults = {name: value for name, value in DEFAULTS[method].items() if name not in counted}
     return Choice(method, {**defaults, **parameters})
 
 

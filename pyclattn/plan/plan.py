@@ -90,7 +90,7 @@ class Plan:
                 slices = [slice(0, n_kv_heads, 1)]
             else:
                 slices = progressions(kv_heads(name, choice.heads, group), 1 if group > 1 else None)
-            parts += [(s, choice.method, choice.at(n_queries)) for s in slices]
+            parts += [(s, choice.method, choice.at(n_queries, n_keys)) for s in slices]
         return parts
 
     def methods(self, name: str) -> tuple[str, ...]:

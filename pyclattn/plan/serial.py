@@ -11,7 +11,7 @@ from pyclattn.plan.choice import Choice, choice_of
 from pyclattn.plan.classes import Calibrated, LengthClass
 
 # Raised when an older pyclattn could not run a new plan.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def plain(plan) -> dict[str, Any]:

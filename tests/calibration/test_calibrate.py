@@ -272,6 +272,25 @@ def test_the_next_sample_begins_where_the_last_ended():
     assert tries == again
 
 
+def test_key_clusters_grow_where_exact_keys_do_not_help():
+    """As on genes: what is not exact is many keys of little weight each."""
+    tries = []
+
+    def run(choice):
+        tries.append(str(choice))
+        given = choice.at(10_000, 10_000)
+        others, level = given.get("n_key_clusters", 75), given.get("n_exact", 0)
+        return Probe(
+            0.1 + 1e-4 * (others + level), [(0.03 * (others / 75) ** -0.5 * (1 + level / 256) ** -0.1) ** 2] * 4
+        )
+
+    found = record(10_000)
+    search(found, run, 0.016, [])
+    (choice,) = solve([found], 0.04).choices
+    assert choice.at(10_000, 10_000)["n_key_clusters"] > 150
+    assert len(tries) <= 12
+
+
 def test_all_heads_together_where_they_err_alike():
     records = [record(), record()]
     for i, own in enumerate(records):

@@ -41,7 +41,7 @@ def test_json_there_and_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(format_version=2), "format_version 2"),
+        (lambda d: d.update(format_version=3), "format_version 3"),
         (lambda d: d.update(format_version=True), "format_version True"),
         (lambda d: d.update(format="other"), "not a plan"),
         (lambda d: d.pop("default"), "malformed"),
@@ -98,6 +98,26 @@ def test_cluster_factor():
 def test_cluster_factor_of_coclustered_attention_fills_panels():
     (found,) = Plan.of({"method": "coclustered", "cluster_factor": 1.5}).parts("a", 2, 2, 5330, 5330)
     assert found[2]["n_query_clusters"] == 144  # 1.5 roots are 110
+
+
+def test_key_cluster_factor():
+    near = {"method": "coclustered", "key_cluster_factor": 1.5}
+    for method in ("coclustered", "auto"):
+        parts = Plan.of({**near, "method": method}).parts("a", 2, 2, 900, 6400)
+        assert parts == [(slice(0, 2, 1), method, {"n_key_clusters": 120})]
+    (found,) = Plan.of({**near, "cluster_factor": 1.5}).parts("a", 2, 2, 900, 1600)
+    assert found[2] == {"n_query_clusters": 48, "n_key_clusters": 60}
+    with pytest.raises(ArgumentError, match="key_cluster_factor and n_key_clusters both"):
+        Plan.of({**near, "n_key_clusters": 9})
+    with pytest.raises(ArgumentError, match="key_cluster_factor must be a positive number, got 0"):
+        Plan.of({**near, "key_cluster_factor": 0})
+    with pytest.raises(ArgumentError, match="no parameter key_cluster_factor"):
+        Plan.of({**near, "method": "clustered"})
+
+
+def test_plans_of_the_first_format_are_read():
+    data = json.loads(by_heads((0, 2), (1,)).to_json())
+    assert Plan.from_json(json.dumps({**data, "format_version": 1})) == by_heads((0, 2), (1,))
 
 
 def test_the_nearest_length_class_is_taken():
