@@ -2,8 +2,8 @@
 
 Saliency (ViT-S/14, 5,330 tokens) is calibrated on four crops of four photographs and run on twenty others. Every
 attention's error is measured along an exact run, as if it alone ran by the plan. Then: estimated errors beside true
-ones, and auto beside exact attention. Parts are kept as soon as they are measured: a run that was stopped goes on with
-what is missing.
+ones, auto beside exact attention, predicted times beside measured ones. Parts are kept as soon as they are measured: a
+run that was stopped goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -17,26 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from bench.estimates import estimates
-from bench.measure import interleave
 from bench.parts import run_parts
+from bench.predictions import auto, predictions
 from bench.rows import Row, tokens
 from bench.tasks import saliency
 from bench.tasks.fetch import ASTRONAUT, COFFEE, HUBBLE, WIDE_BASELINE, fetch
-from pyclattn import calibrate, scaled_dot_product_attention
+from pyclattn import calibrate
 from pyclattn.calibration import errors_of
-from pyclattn.functional import costs
-from pyclattn.functional.auto import auto_attention
 from pyclattn.model import Model, load
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
 LIMITS, N_SAMPLES, N_FRESH = (0.05, 0.02), 4, 20
-WITHIN_BAR, WORST_BAR, TIME_BAR, AUTO_BAR = 0.95, 1.5, 15, 1.05
+WITHIN_BAR, WORST_BAR, TIME_BAR = 0.95, 1.5, 15
 # A crop's side, of the shorter side of its photograph.
 CROPS = (0.4, 1.0)
-# Length, heads, width: thinner where exact attention takes seconds.
-AUTO = [(n, 6, 64) for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)] + [(65536, 1, 32), (131072, 1, 32)]
-# Seconds of auto and exact at one length, warming up aside; three rounds where that is too little.
-AUTO_BUDGET = 6.0
 
 
 def crops(size: int, n: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -88,26 +82,11 @@ def _seconds(model: Model, samples: list[dict]) -> float:
     return float(np.median(seconds[1:]))
 
 
-def auto(n_threads: int, rounds: int = 15) -> Iterator[Row]:
-    """Time of the function called directly, of exact attention's, by rates of the kernels as they are now."""
-    costs.measure_again(n_threads)
-    for length, n_heads, width in AUTO:
-        rng = np.random.default_rng(length)
-        centers = 2 * rng.standard_normal((40, width), dtype=np.float32)
-        x = centers[rng.integers(0, 40, (1, n_heads, length))]
-        x = x + rng.standard_normal(x.shape, dtype=np.float32)
-        functions = {"exact": scaled_dot_product_attention, "auto": auto_attention}
-        calls: dict = {name: partial(function, x, x, x, n_threads=n_threads) for name, function in functions.items()}
-        timings = interleave(calls, rounds, AUTO_BUDGET)
-        note = f"exact {1e3 * timings.median('exact'):.3g} ms" + ("" if timings.is_quiet else ", noisy")
-        yield Row("auto", "auto's time, of exact attention's", tokens(length), timings.ratio("auto", "exact").median,
-                  sense="<=", bar=AUTO_BAR, note=note)  # fmt: skip
-
-
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     **{f"plan-{limit:.0%}": partial(plans, limit) for limit in LIMITS},
     "estimates": estimates,
     "auto": auto,
+    "predictions": predictions,
 }
 
 
