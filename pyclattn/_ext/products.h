@@ -115,10 +115,11 @@ static void tile_accumulate(const float *rows, i64 stride, i64 n, i64 width, con
 static float tile_fma_loop(i64 rounds) {
     vf acc[MR][NV];
     terms x = spread_term((term)PEAK_FACTOR);
+    float start = (float)rounds; /* unknown to the compiler: it would leave out a sum that it knows to stay as it is */
 #pragma GCC unroll 16
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; j++) acc[r][j] = spread((float)(r * NV + j));
+        for (int j = 0; j < NV; j++) acc[r][j] = spread(start + (float)(r * NV + j));
 #pragma GCC unroll 1
     for (i64 i = 0; i < rounds; i++) {
 #pragma GCC unroll 16
