@@ -28,6 +28,7 @@ MODULES = {
     "conv": [],
     "dense": [],
     "int8": INT8,
+    "memberships": [],
     "points": [],
     "rows": ROWS,
     "tails": [],

@@ -23,7 +23,7 @@ def token_tasks(spans, chunk):
     return np.array([[s, t] for s, (_, a, b) in enumerate(spans.tolist()) for t in range(a, b, chunk)], np.int64)
 
 
-@kernel("cast.affinities")
+@kernel("memberships.affinities")
 @pytest.mark.parametrize("is_laplace", [False, True])
 @pytest.mark.parametrize(("dim", "n_clusters"), [(1, 1), (5, 7), (16, 70), (64, 33)])
 def test_affinities(name, fast, dim, n_clusters, is_laplace):
@@ -58,7 +58,7 @@ def test_affinities(name, fast, dim, n_clusters, is_laplace):
             assert (labels[-origin:] == -5).all()
 
 
-@kernel("cast.select")
+@kernel("memberships.select")
 @pytest.mark.parametrize("topk", [1, 5, 40, 500])
 @pytest.mark.parametrize("kind", ["random", "ties", "falling"])
 def test_select(name, fast, topk, kind):
@@ -99,7 +99,7 @@ def test_select(name, fast, topk, kind):
     assert found[0][2].tolist() == [min(topk, 150)] * 5 + [0] * 5 + [min(topk, 250)] * 5
 
 
-@kernel("cast.assign")
+@kernel("memberships.assign")
 @pytest.mark.parametrize("spare", [0, 1, 100])
 @pytest.mark.parametrize("kind", ["random", "ties", "one"])
 def test_assign(name, fast, kind, spare):

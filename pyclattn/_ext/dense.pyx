@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from pyclattn._ext.isa cimport (
     TILE_FAR, TILE_NO_ACTIVATION, TILE_ROUGH_GELU, bfloat16, current, draw_task, free_floats, i64, new_floats,
-    tile_fence, tile_isa, tile_prefetch_far,
+    padded, tile_fence, tile_isa, tile_prefetch_far,
 )
 
 from pyclattn.errors import BackendError
@@ -131,9 +131,11 @@ cdef int multiply_with(
         bint is_direct = t.n_heads == 1 or t.head_dim % isa.vector == 0
         i64 depth = rows.shape[1], width = t.n_heads * t.head_dim
         i64 row_stride = rows.strides[0] // 4, own_stride = row_stride, added_stride = 0, n_packed = 0
-        i64 task, panel, row, start, stop, n, column, columns, first = -1
+        i64 task, panel, row, start, stop, n, column, columns, d, first = -1
+        bint is_alone  # a last column that fills no panel: by products of whole rows
         float *s
         float *peaks
+        float *alone
         float *packed
         const float *own_rows
 
@@ -148,11 +150,12 @@ cdef int multiply_with(
                            f"columns, got panels of {lanes}: pack it again")
     if isa.pair > 1:
         own_stride, n_packed = n_words, tallest(tasks) * n_words
-    s = new_floats(2 * BLOCK * lanes + n_packed)
+    s = new_floats(2 * BLOCK * lanes + padded(depth) + n_packed)
     if s == NULL:
         raise MemoryError("no memory for one block of a product")
     peaks = s + BLOCK * lanes
-    packed = peaks + BLOCK * lanes
+    alone = peaks + BLOCK * lanes
+    packed = alone + padded(depth)
     with nogil:
         while True:
             task = draw_task(&counter[0])
@@ -169,13 +172,22 @@ cdef int multiply_with(
                 columns = min(lanes, width - column)
                 if shift != NULL:
                     own_shift = shift + column
+                is_alone = columns == 1 and isa.pair == 1
+                if is_alone:
+                    for d in range(depth):
+                        alone[d] = panels[(panel * n_words + d) * lanes]
                 row = start
                 while row < stop:
                     n = min(BLOCK, stop - row)
                     if kind != TILE_FAR:
                         expect(&t, row, n, column, columns)
-                    isa.score(own_rows + (row - start) * own_stride, own_stride, n, depth,
-                              panels + panel * n_words * lanes, (columns + isa.vector - 1) // isa.vector, s, peaks)
+                    if is_alone:
+                        isa.dots(own_rows + (row - start) * own_stride, own_stride, n, depth, alone, peaks)
+                        for d in range(n):
+                            s[d * lanes] = peaks[d]
+                    else:
+                        isa.score(own_rows + (row - start) * own_stride, own_stride, n, depth,
+                                  panels + panel * n_words * lanes, (columns + isa.vector - 1) // isa.vector, s, peaks)
                     if added != NULL:
                         own_added = added + row * added_stride + column
                     if is_direct:

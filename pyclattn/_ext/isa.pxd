@@ -59,6 +59,10 @@ cdef extern from "tile.h" nogil:
         void (*add_shares)(const float *, i64, i64, const float *, float *) noexcept nogil
         void (*lean)(const float *, const float *, i64, i64, float, float *, i64, float *, float *) noexcept nogil
         float (*fma_loop)(i64) noexcept nogil
+        void (*floor)(float *, i64, i64, float) noexcept nogil
+        i64 (*next_above)(const float *, i64, i64, float) noexcept nogil
+        void (*dots)(const float *, i64, i64, i64, const float *, float *) noexcept nogil
+        void (*add_rows)(const float *, i64, i64, i64, const float *, i64, float, float *) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil
     void tile_prefetch_far(const float *row, i64 width) noexcept nogil

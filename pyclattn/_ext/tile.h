@@ -123,6 +123,13 @@ typedef struct {
                  float *value, float *spreads);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(i64 rounds);
+    /* CAST again: s <- at least `least`, where it is NaN, too; the first place from `at` on above the threshold, or n;
+     * dots[k] = rows[k] . other; sum <- sum alpha + sum over k of rows[k] weights[k * step] */
+    void (*floor)(float *s, i64 n, i64 vectors, float least);
+    i64 (*next_above)(const float *s, i64 at, i64 n, float threshold);
+    void (*dots)(const float *rows, i64 stride, i64 n, i64 depth, const float *other, float *dots);
+    void (*add_rows)(const float *rows, i64 stride, i64 n, i64 width, const float *weights, i64 step, float alpha,
+                     float *sum);
 } tile_isa;
 
 /* Rows at scattered places come late unless asked for early. */

@@ -325,7 +325,8 @@ def _topk(
             tasks = _ragged.per_chunk(np.full(len(seen), n_clusters), 1, CLUSTER_CHUNK)[:, ::2]
             tasks = np.stack([seen[tasks[:, 0]], tasks[:, 1]], axis=1)
             launch(
-                "cast.select", n_threads, affinity, tokens.spans, origin, tasks, CLUSTER_CHUNK, scores, best, counts
+                "memberships.select", n_threads, affinity, tokens.spans, origin, tasks, CLUSTER_CHUNK, scores, best,
+                counts,
             )  # fmt: skip
     return _Members(best[np.arange(topk) < counts[:, None]], _ends(counts))
 
@@ -344,8 +345,8 @@ def _sa_topk(
         with scratch((stop - origin, n_clusters)) as affinity:
             _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, logits, surest, labels)
             launch(
-                "cast.assign", n_threads, affinity, tokens.spans, origin, recipe.cluster_size, surest, own[:, None],
-                labels,
+                "memberships.assign", n_threads, affinity, tokens.spans, origin, recipe.cluster_size, surest,
+                own[:, None], labels,
             )  # fmt: skip
     clusters = labels + n_clusters * np.repeat(np.arange(len(tokens.spans)), tokens.lengths)
     counts = np.bincount(clusters, minlength=len(tokens.spans) * n_clusters)
@@ -361,7 +362,7 @@ def _affinities(
     tasks = _ragged.per_chunk(ends[:, 1] - ends[:, 0], 1, CHUNK)[:, ::2]
     tasks = np.stack([tasks[:, 0], tasks[:, 1] + ends[tasks[:, 0], 0]], axis=1)
     launch(
-        "cast.affinities", n_threads, q, k, recipe.surrogates, tokens.spans, tokens.index, shares, recipe.factor,
+        "memberships.affinities", n_threads, q, k, recipe.surrogates, tokens.spans, tokens.index, shares, recipe.factor,
         recipe.is_laplace, tasks, CHUNK, origin, out, surest, labels, logits,
     )  # fmt: skip
 
