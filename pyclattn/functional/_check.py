@@ -31,15 +31,16 @@ def is_readable(array: np.ndarray) -> bool:
 
 
 def array_of(name: str, given: Given) -> np.ndarray:
-    """``given`` as an array, if it is one."""
+    """``given`` as an array of this machine's byte order, if it is one."""
     if given is None:
         raise DTypeError(f"{name} must be an array, got None")
     if type(given) is not np.ndarray and np.ma.is_masked(given):
         raise ArgumentError(f"{name} must be an array of numbers, got a masked array: masks are arguments of their own")
     try:
-        return np.asarray(given)
+        array = np.asarray(given)
     except ValueError as error:  # lists of unequal lengths
         raise ShapeError(f"{name} must be an array: {error}") from None
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def attention_inputs(query: Given, key: Given, value: Given, is_packed: bool) -> tuple[Float32, Float32, Float32]:

@@ -232,6 +232,17 @@ def test_what_is_fed_is_checked(path):
         model.run(None, {3: x})
     with pytest.raises(ArgumentError, match="output_names must be a list of names or None, got 'y'"):
         model.run("y", {"x": x})
+    with pytest.raises(DTypeError, match="input 'x' must be an array, got None"):
+        model(x=None)
+
+
+@pytest.mark.parametrize("lay_out", [
+    np.asfortranarray, lambda x: x.astype(">f4"), lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    lambda x: x[::-1].copy()[::-1],
+], ids=["Fortran", "big-endian", "strided", "backwards"])  # fmt: skip
+def test_numbers_in_any_order_of_memory(path, lay_out):
+    model, x = load(path), np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(model(x=lay_out(x))["y"], model(x=x)["y"])
 
 
 def test_an_input_may_have_any_name():
