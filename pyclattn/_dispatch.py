@@ -31,6 +31,7 @@ OWNERS = {
     "centroid.gather_inputs": "cython",
     "centroid.weigh_pairs": "cython",
     "centroid.gather_pairs": "cython",
+    "centroid.find_repeated": "cython",
     "clustering.hash_rows": "cython",
     "clustering.hamming_lloyd": "numba",
     "clustering.hamming_assign": "numba",

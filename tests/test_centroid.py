@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyclattn
+from pyclattn._dispatch import launch
 from pyclattn.errors import ArgumentError, DTypeError, PyclattnError, ShapeError
 from pyclattn.functional import centroid
 
@@ -217,6 +218,8 @@ def test_a_call_holds_no_more_than_it_says(normalize, n_neighbors):
 
 GOOD = dict(zip(("query", "key", "value"), inputs.tensors(batch=2, heads=2, n=5, n_keys=20, dim=4)))
 NEAR = np.zeros((2, 5, 1), np.int64)
+TWICE = np.tile([7, -1, -1, 2], (2, 5, 1))
+TWICE[1, 3, 2] = 7
 BAD = {
     "more_centroids": ({"query": GOOD["key"][:, :, [*range(20), 0]]}, ShapeError, "21 > 20"),
     "head_dim": ({"query": GOOD["query"][..., :3]}, ShapeError, "head_dim"),
@@ -224,6 +227,7 @@ BAD = {
     "too_far": ({"neighbors": NEAR + 20}, ArgumentError, "neighbors | 20 inputs | 20 to 20"),
     "too_low": ({"neighbors": NEAR - 2}, ArgumentError, "neighbors | -2"),
     "twice": ({"neighbors": np.zeros((2, 5, 2), int)}, ArgumentError, "neighbors | different | 0 twice"),
+    "twice_later": ({"neighbors": TWICE}, ArgumentError, "7 twice for centroid 3 of batch entry 1"),
     "neighbors_shape": ({"neighbors": NEAR[:, :4]}, ShapeError, "neighbors | (2, 5, K) | (2, 4, 1)"),
     "neighbors_type": ({"neighbors": NEAR + 0.5}, DTypeError, "neighbors | float64"),
     "key_mask": ({"key_padding_mask": np.zeros((2, 5), bool)}, ShapeError, "key_padding_mask | (2, 20) | (2, 5)"),
@@ -238,8 +242,10 @@ BAD = {
 def test_bad_calls(name, monkeypatch):
     """Before any work, with what was given and what was expected."""
 
-    def launched(*_):
-        raise AssertionError("work was begun")
+    def launched(kernel, *rest):
+        if kernel != "centroid.find_repeated":
+            raise AssertionError("work was begun")
+        launch(kernel, *rest)
 
     monkeypatch.setattr(centroid, "launch", launched)
     change, kind, said = BAD[name]

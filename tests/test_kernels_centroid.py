@@ -81,6 +81,28 @@ def test_gather_pairs(name, fast, is_divided, m, k, width):
     compare.assert_close(got, want, compare.EXACT)
 
 
+@kernel("centroid.find_repeated")
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (20, 5), (9, 60)])
+def test_find_repeated(name, fast, m, k):
+    """None, one that other centroids and places without a neighbour do not hide, and many."""
+    neighbors = some_neighbors(np.random.default_rng(m), 3, m, 60, k)
+    if k > 1:
+        neighbors[1, m // 2, [0, 3]] = 0
+        neighbors[2] = 7
+    tasks = np.array([[1], [2], [0]])
+
+    def make(new):
+        repeated = new((3,), np.int64, -7)
+        return (neighbors, 60, tasks, repeated), repeated
+
+    want, got = both(name, fast, make)
+    compare.assert_same_bits(got, want)
+    again = [len({*row[row >= 0]}) < np.count_nonzero(row >= 0) for rows in neighbors for row in rows]
+    assert ((want >= 0) == np.reshape(again, (3, m)).any(axis=1)).all()
+    if k > 1:
+        assert want[2] == 1
+
+
 @kernel("points.choose_farthest")
 @pytest.mark.parametrize("layout", ["packed", "holes"])
 @pytest.mark.parametrize("depth", [1, 3, 6])
@@ -102,7 +124,7 @@ def test_choose_farthest(name, fast, layout, depth):
 
 @kernel("points.find_nearest")
 @pytest.mark.parametrize("layout", ["padded", "holes"])
-@pytest.mark.parametrize(("k", "depth"), [(1, 3), (20, 1), (170, 4)])
+@pytest.mark.parametrize(("k", "depth"), [(1, 3), (20, 1), (170, 4), (299, 2)])
 def test_find_nearest(name, fast, layout, k, depth):
     rng = np.random.default_rng(k)
     points = np.round(rng.standard_normal((2, 300, depth)) * 3).astype(np.float32)
@@ -111,10 +133,8 @@ def test_find_nearest(name, fast, layout, k, depth):
     tasks = tasks_of([61, 61], 1, 50)[:, [0, 2]].copy()
 
     def make(new):
-        distances, neighbors = new((2, 61, k), np.float32, np.nan), new((2, 61, k), np.int64, -7)
-        given = (queries, points, where, index, k, tasks, 50)
-        return (*given, distances, neighbors), (distances, neighbors)
+        neighbors = new((2, 61, k), np.int64, -7)
+        return (queries, points, where, index, k, tasks, 50, neighbors), neighbors
 
     want, got = both(name, fast, make)
-    for mine, theirs in zip(got, want):
-        compare.assert_same_bits(mine, theirs)
+    compare.assert_same_bits(got, want)

@@ -1,12 +1,11 @@
 """Centroid attention: inputs go by in blocks, centroids are the lanes of several panels (centroids.h)."""
 
-from libc.math cimport exp2f
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa,
+    TILE_KEYS, current, draw_task, free_floats, i64, new_floats, padded, tile_isa,
 )
 
 cdef double LOG2E = 1.4426950408889634
@@ -157,24 +156,6 @@ def gather_inputs(
         free_floats(w.memory)
 
 
-cdef float dot(const float *a, const float *b, i64 n) noexcept nogil:
-    cdef float sums[8]  # side by side, so that the compiler keeps them in vectors
-    cdef i64 i, e, whole = n // 8 * 8
-    for i in range(8):
-        sums[i] = 0
-    for e in range(0, whole, 8):
-        for i in range(8):
-            sums[i] += a[e + i] * b[e + i]
-    for e in range(whole, n):
-        sums[0] += a[e] * b[e]
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
-
-
-cdef struct Group:  # of the pairs of one input, or of one centroid
-    float peak
-    double total
-
-
 def weigh_pairs(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const int64_t[:, :, ::1] neighbors,
     bint is_by_centroid, double scale, const int64_t[:, ::1] tasks, float[:, :, :, ::1] weights,
@@ -182,45 +163,42 @@ def weigh_pairs(
 ):
     """Softmax within groups of pairs (see `pyclattn.reference.centroid`)."""
     cdef:
+        const tile_isa *isa
         i64 depth = query.shape[3], n_neighbors = neighbors.shape[2], n_centroids = query.shape[2]
-        i64 n_groups = n_centroids if is_by_centroid else key.shape[2], task, batch, head, of_key, at, k
+        i64 stride = key.strides[2] // 4, n_groups = 1 if is_by_centroid else key.shape[2]
+        i64 group = query.shape[1] // max(key.shape[1], 1), task, batch, head, at, k
         float factor = <float> (scale * LOG2E)
-        Group *groups
-        Group *own
+        float *peaks
+        double *totals
+        int64_t *own  # by centroid: whether there is a neighbour
         const int64_t *rows
+        const float *keys
         float *w
 
     with nogil:
-        groups = <Group *> malloc(max(1, n_groups) * sizeof(Group))
-        if groups == NULL:
+        isa = current()
+        totals = <double *> malloc(n_groups * (sizeof(double) + sizeof(float)) + n_neighbors * sizeof(int64_t))
+        if totals == NULL:
             with gil:
                 raise MemoryError("no memory for the groups of centroid attention")
+        own = <int64_t *> (totals + n_groups)
+        peaks = <float *> (own + n_neighbors)
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0] or n_centroids * n_neighbors == 0:
                 break
             batch, head = tasks[task, 0], tasks[task, 1]
-            of_key = head // (query.shape[1] // key.shape[1])
-            rows, w = &neighbors[batch, 0, 0], &weights[batch, head, 0, 0]
-            for at in range(n_groups):
-                groups[at].peak, groups[at].total = TILE_MASKED, 0
+            rows, keys, w = &neighbors[batch, 0, 0], &key[batch, head // group, 0, 0], &weights[batch, head, 0, 0]
             for at in range(n_centroids):
-                for k in range(at * n_neighbors, (at + 1) * n_neighbors):
-                    if rows[k] < 0:
-                        continue
-                    w[k] = factor * dot(&query[batch, head, at, 0], &key[batch, of_key, rows[k], 0], depth)
-                    own = &groups[at if is_by_centroid else rows[k]]
-                    own.peak = max(own.peak, w[k])
-            for at in range(n_centroids):
-                for k in range(at * n_neighbors, (at + 1) * n_neighbors):
-                    if rows[k] >= 0:
-                        own = &groups[at if is_by_centroid else rows[k]]
-                        w[k] = exp2f(w[k] - own.peak)
-                        own.total += w[k]
-            for at in range(n_centroids):
-                for k in range(at * n_neighbors, (at + 1) * n_neighbors):
-                    w[k] = <float> (w[k] / groups[at if is_by_centroid else rows[k]].total) if rows[k] >= 0 else 0
-        free(groups)
+                isa.score_pairs(&query[batch, head, at, 0], keys, stride, rows + at * n_neighbors, n_neighbors, depth,
+                                factor, w + at * n_neighbors)
+                if is_by_centroid:
+                    for k in range(n_neighbors):
+                        own[k] = min(rows[at * n_neighbors + k], 0)
+                    isa.share_pairs(w + at * n_neighbors, own, n_neighbors, 1, peaks, totals)
+            if not is_by_centroid:
+                isa.share_pairs(w, rows, n_centroids * n_neighbors, n_groups, peaks, totals)
+        free(totals)
 
 
 def gather_pairs(
@@ -229,29 +207,59 @@ def gather_pairs(
 ):
     """The values of each centroid's neighbours, weighed (see `pyclattn.reference.centroid`)."""
     cdef:
+        const tile_isa *isa
         i64 width = value.shape[3], group = out.shape[1] // max(value.shape[1], 1), n_neighbors = neighbors.shape[2]
-        i64 task, batch, head, first, j, k, e
-        const float *row
+        i64 stride = value.strides[2] // 4, task, batch, head, first, j, k, e
+        const float *w
         float *total
-        float weight
         double mass
 
     with nogil:
+        isa = current()
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0] or width == 0:
                 break
             batch, head, first = tasks[task, 0], tasks[task, 1], tasks[task, 2]
             for j in range(first, min(first + chunk, out.shape[2])):
-                total, mass = &out[batch, head, j, 0], 0
-                memset(total, 0, width * sizeof(float))
-                for k in range(n_neighbors):
-                    weight = weights[batch, head, j, k]
-                    if weight == 0:  # also where there is no neighbour
-                        continue
-                    mass += weight
-                    row = &value[batch, head // group, neighbors[batch, j, k], 0]
-                    for e in range(width):
-                        total[e] += weight * row[e]
-                for e in range(width if is_divided and mass != 0 else 0):
+                w, total, mass = &weights[batch, head, j, 0], &out[batch, head, j, 0], 0
+                isa.sum_pairs(&value[batch, head // group, 0, 0], stride, &neighbors[batch, j, 0], w, n_neighbors,
+                              width, total)
+                for k in range(n_neighbors if is_divided else 0):
+                    mass += w[k]
+                for e in range(width if mass != 0 else 0):
                     total[e] = <float> (total[e] / mass)
+
+
+def find_repeated(
+    const int64_t[:, :, ::1] neighbors, i64 n_inputs, const int64_t[:, ::1] tasks, int64_t[::1] repeated,
+    int64_t[::1] counter,
+):
+    """Where a centroid has a neighbour twice (see `pyclattn.reference.centroid`)."""
+    cdef:
+        i64 n_neighbors = neighbors.shape[2], n_pairs = neighbors.shape[1] * n_neighbors, task, batch, first, k, row
+        int64_t *last  # the latest pair of each input
+        const int64_t *rows
+
+    with nogil:
+        last = <int64_t *> malloc(max(1, n_inputs) * sizeof(int64_t))
+        if last == NULL:
+            with gil:
+                raise MemoryError("no memory for the inputs' latest pairs")
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0] or n_pairs == 0:
+                break
+            batch, first = tasks[task, 0], 0
+            rows, repeated[batch] = &neighbors[batch, 0, 0], -1
+            memset(last, 255, n_inputs * sizeof(int64_t))  # -1: none
+            for k in range(n_pairs):
+                if k == first + n_neighbors:
+                    first = k
+                row = rows[k]
+                if row >= 0:
+                    if last[row] >= first:
+                        repeated[batch] = k
+                        break
+                    last[row] = k
+        free(last)

@@ -58,6 +58,11 @@ cdef extern from "tile.h" nogil:
         void (*temper)(const float *, i64, i64, i64, const float *, float *, float *) noexcept nogil
         void (*add_shares)(const float *, i64, i64, const float *, float *) noexcept nogil
         void (*lean)(const float *, const float *, i64, i64, float, float *, i64, float *, float *) noexcept nogil
+        i64 (*order)(tile_best *, i64, i64) noexcept nogil
+        void (*score_pairs)(const float *, const float *, i64, const int64_t *, i64, i64, float,
+                            float *) noexcept nogil
+        void (*share_pairs)(float *, const int64_t *, i64, i64, float *, double *) noexcept nogil
+        void (*sum_pairs)(const float *, i64, const int64_t *, const float *, i64, i64, float *) noexcept nogil
         float (*fma_loop)(i64) noexcept nogil
         void (*floor)(float *, i64, i64, float) noexcept nogil
         i64 (*next_above)(const float *, i64, i64, float) noexcept nogil

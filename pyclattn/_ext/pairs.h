@@ -6,7 +6,6 @@
 #define PAIR 2
 typedef int32_t term __attribute__((may_alias));
 typedef int32_t terms __attribute__((vector_size(VB), may_alias));
-typedef float loose_vf __attribute__((vector_size(VB), aligned(4), may_alias));
 
 INL terms spread_term(term x) { return x - (terms){0}; }
 INL vf add_product(vf sum, terms x, terms y) {

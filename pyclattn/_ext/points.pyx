@@ -1,8 +1,7 @@
 """Points far apart and points near (points.h): exact in float32."""
 
-from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
     TILE_MASKED, best_at, best_size, current, draw_task, free_floats, i64, new_floats, padded, tile_best, tile_isa,
@@ -82,32 +81,32 @@ def choose_farthest(
 
 def find_nearest(
     const float[:, :, ::1] queries, const float[:, :, ::1] points, const int64_t[:, ::1] spans,
-    const int64_t[::1] index, i64 topk, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, ::1] distances,
-    int64_t[:, :, ::1] neighbors, int64_t[::1] counter,
+    const int64_t[::1] index, i64 topk, const int64_t[:, ::1] tasks, i64 chunk, int64_t[:, :, ::1] neighbors,
+    int64_t[::1] counter,
 ):
     """The points nearest to each of `chunk` queries (see `pyclattn.reference.points`)."""
     cdef:
         const tile_isa *isa
-        tile_best best  # a list for each query
+        tile_best best  # a list for each query, and one to order in
         float *memory
         float *panels
         float *s
         const float *rows
         const int64_t *numbers = NULL
-        i64 depth = points.shape[2], lanes, task, sequence, batch, first, stop, at, n, room, query, t
+        i64 depth = points.shape[2], lanes, task, sequence, batch, first, stop, at, n, room, query, t, n_found
         int64_t start
 
     with nogil:
         isa = current()
         lanes = isa.lanes
-        room = (min(BLOCK, longest(spans)) + lanes - 1) // lanes * lanes
-        memory = new_floats((depth + 1) * padded(room) + best_size(chunk, topk))
+        room = padded((min(BLOCK, longest(spans)) + lanes - 1) // lanes * lanes)
+        memory = new_floats((depth + 2) * room + best_size(chunk + 1, topk))
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of neighbours")
-        panels, s = memory, memory + depth * padded(room)
-        memset(panels, 0, depth * padded(room) * sizeof(float))  # lanes without a point hold numbers
-        best_at(&best, s + padded(room), chunk, topk)
+        panels, s = memory, memory + depth * room
+        memset(panels, 0, depth * room * sizeof(float))  # lanes without a point hold numbers
+        best_at(&best, s + 2 * room, chunk + 1, topk)
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -129,12 +128,9 @@ def find_nearest(
                     isa.nearby(panels, n, depth, &queries[batch, query, 0], numbers, at, s, &best, query - first)
                 at += n
             for query in range(first, stop):
-                at = query - first
-                isa.cut(&best, at)
-                for t in range(best.counts[at]):
-                    distances[batch, query, t] = -best.scores[at * best.room + t]
-                    neighbors[batch, query, t] = best.rows[at * best.room + t]
-                for t in range(best.counts[at], topk):
-                    distances[batch, query, t] = INFINITY
+                n_found = min(topk, best.counts[query - first])
+                at = isa.order(&best, query - first, chunk) * best.room
+                memcpy(&neighbors[batch, query, 0], best.rows + at, n_found * sizeof(int64_t))
+                for t in range(n_found, topk):
                     neighbors[batch, query, t] = -1
         free_floats(memory)

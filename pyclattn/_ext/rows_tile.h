@@ -42,9 +42,11 @@ static void rows_apply(int kind, const float *x, i64 n, float *out) {
 
 INL float total_of(vf a, vf b, vf c, vf d) {
     vf sum = (a + b) + (c + d);
-    float total = 0;
-    for (int i = 0; i < VL; i++) total += sum[i];
-    return total;
+    v4 parts[VL / 4];
+    memcpy(parts, &sum, sizeof sum);
+    for (int n = VL / 8; n; n /= 2) /* halves: a chain through all lanes takes longer than a short row */
+        for (int i = 0; i < n; i++) parts[i] += parts[i + n];
+    return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 /* Sum of f(part of the row) in four chains; f is an expression in `v`, the part, zero beyond the end. */

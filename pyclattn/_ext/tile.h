@@ -121,6 +121,16 @@ typedef struct {
     /* co-clustered attention again: a row's share in a slope */
     void (*lean)(const float *row, const float *mean, i64 depth, i64 width, float weight, float *key, i64 panel_stride,
                  float *value, float *spreads);
+    /* points again: a lane's list, the best first, of equals the first; which list, `lane` or `spare`, holds it */
+    i64 (*order)(tile_best *best, i64 lane, i64 spare);
+    /* centroid attention again, over pairs: s[k] = factor * query . keys[rows[k]], any number where there is no row
+     * (< 0); scores become shares of their group (< 0: none, 0), with room for a number of each kind for each group;
+     * out = the sum of weights[k] values[rows[k]], where a row of weight 0 is not read */
+    void (*score_pairs)(const float *query, const float *keys, i64 stride, const int64_t *rows, i64 n, i64 depth,
+                        float factor, float *s);
+    void (*share_pairs)(float *s, const int64_t *groups, i64 n, i64 n_groups, float *peaks, double *totals);
+    void (*sum_pairs)(const float *values, i64 stride, const int64_t *rows, const float *weights, i64 n, i64 width,
+                      float *out);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(i64 rounds);
     /* CAST again: s <- at least `least`, where it is NaN, too; the first place from `at` on above the threshold, or n;

@@ -19,6 +19,7 @@ NORMALIZATIONS = ("centroids", "inputs", "both")
 # tasks together never outgrow the inputs.
 CHUNK = 1024
 SMALL_PAIRS = 250_000  # of pairs x features, read here and there: below (0.2 ms) a second thread is not worth its start
+SMALL_CHECK = 100_000  # neighbours: below (0.1 ms) likewise for their check
 CHUNK_PAIRS = 64  # centroids of one task that gathers neighbours
 
 
@@ -101,7 +102,7 @@ def centroid_attention(
         for name, (mask, x) in masks.items()
     )
     if neighbors is not None:
-        near = _neighbors(neighbors, (q.shape[0], q.shape[2]), k.shape[2])
+        near = _neighbors(neighbors, (q.shape[0], q.shape[2]), k.shape[2], threads)
         return _gather_pairs(q, k, v, near, normalize, padding, absent, factor, threads)
     if normalize == "inputs":
         return _attend(q, k, v, padding, absent, factor, threads)
@@ -125,8 +126,8 @@ def working_bytes(
     int
     """
     (n_batch, n_heads, n_centroids, depth), (n_inputs, width) = query, value[2:]
-    if n_neighbors is not None:  # weights, neighbours ordered for the check, and a group of pairs for each input
-        return n_batch * n_centroids * n_neighbors * (4 * n_heads + 24) + 16 * n_threads * max(n_inputs, n_centroids)
+    if n_neighbors is not None:  # weights, neighbours without those left out, and a group of pairs for each input
+        return n_batch * n_centroids * n_neighbors * (4 * n_heads + 9) + n_threads * (12 * n_inputs + 8 * n_neighbors)
     parts = -(-n_inputs // max(CHUNK, n_centroids))
     rows = max(16, min(128, (1 << 17) // max(1, n_centroids)))
     of_thread = 4 * (n_centroids + 48) * (depth + width + 1 + rows) + 4 * rows * (depth + width + 50)
@@ -201,7 +202,7 @@ def _left_out(neighbors: Int64, padding: Bool | None, absent: Bool | None) -> It
         yield absent[:, :, None]
 
 
-def _neighbors(given: Given, shape: tuple[int, int], n_inputs: int) -> Int64:
+def _neighbors(given: Given, shape: tuple[int, int], n_inputs: int, threads: int) -> Int64:
     """Neighbours (B, M, K), each of a centroid's another input, or -1."""
     array = _check.array_of("neighbors", given)
     if array.dtype.kind not in "iu":
@@ -213,12 +214,14 @@ def _neighbors(given: Given, shape: tuple[int, int], n_inputs: int) -> Int64:
             f"neighbors must be positions of the {n_inputs} inputs, or -1; got {array.min()} to {array.max()}"
         )
     array = np.ascontiguousarray(array, np.int64)
-    ordered = np.sort(array, axis=-1)
-    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
-    if twice.any():
-        batch, centroid, place = np.argwhere(twice)[0].tolist()
+    repeated = np.full(len(array), -1, np.int64)
+    tasks = np.arange(len(array), dtype=np.int64)[:, None]
+    launch("centroid.find_repeated", threads if array.size > SMALL_CHECK else 1, array, n_inputs, tasks, repeated)
+    if (repeated >= 0).any():
+        batch = int((repeated >= 0).argmax())
+        centroid, place = divmod(int(repeated[batch]), array.shape[2])
         raise ArgumentError(
-            f"neighbors of a centroid must be different, got {ordered[batch, centroid, place]} twice for centroid "
+            f"neighbors of a centroid must be different, got {array[batch, centroid, place]} twice for centroid "
             f"{centroid} of batch entry {batch}"
         )
     return array

@@ -109,23 +109,14 @@ def nearest_neighbors(
         raise ShapeError(f"queries and points must have the same batch and coordinates, got {q.shape} and {p.shape}")
     topk = _check.whole("n_neighbors", n_neighbors, 1, p.shape[1])
     threads = _threads.resolve(n_threads)
-    shape = (*q.shape[:2], topk)
-    distances, neighbors = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    neighbors = np.empty((*q.shape[:2], topk), np.int64)
     tasks = _ragged.per_chunk(np.full(len(q), q.shape[1]), 1, CHUNK)[:, [0, 2]].copy()
     work = q.shape[1] * int(places.lengths.sum()) * p.shape[2]
     launch(
         "points.find_nearest", threads if work > SMALL_PICKED else 1, q, p, places.spans, places.index, topk, tasks,
-        CHUNK, distances, neighbors,
+        CHUNK, neighbors,
     )  # fmt: skip
-    return np.take_along_axis(neighbors, _order(distances), axis=-1)
-
-
-def _order(distances: Float32) -> Int64:
-    """A stable argsort of rows: the bits of what is not negative have its order, and numbers sort faster than pairs."""
-    places = np.arange(distances.shape[-1], dtype=np.int64)
-    keys = distances.view(np.int32).astype(np.int64) << 32 | places
-    keys.sort(axis=-1)
-    return keys & 0xFFFFFFFF
+    return neighbors
 
 
 def _points(name: str, given: Given, padding: Given) -> tuple[Float32, _ragged.Spans]:

@@ -76,3 +76,16 @@ def gather_pairs(
             total = w[seen] @ value[batch, head // group, neighbors[batch, j, seen]].astype(np.float64)
             mass = w.sum()
             out[batch, head, j] = total / mass if is_divided and mass != 0 else total
+
+
+def find_repeated(neighbors: Int64, n_inputs: int, tasks: Int64, repeated: Int64, counter: Int64) -> None:
+    """The first pair, counted over a batch entry's (M, K), whose input the centroid has already; -1 without one.
+
+    A task is [batch]. Neighbours are below ``n_inputs``; -1 is none, and may be repeated.
+    """
+    for (batch,) in drawn(tasks, counter):
+        order = neighbors[batch].argsort(axis=1, kind="stable")
+        rows = np.take_along_axis(neighbors[batch], order, axis=1)
+        centroids, places = np.nonzero((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0))
+        again = centroids * neighbors.shape[2] + order[centroids, places + 1]
+        repeated[batch] = again.min() if len(again) else -1

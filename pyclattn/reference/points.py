@@ -41,17 +41,16 @@ def choose_farthest(
 
 def find_nearest(
     queries: Float32, points: Float32, spans: Int64, index: Int64 | None, topk: int, tasks: Int64, chunk: int,
-    distances: Float32, neighbors: Int64, counter: Int64,
+    neighbors: Int64, counter: Int64,
 ) -> None:  # fmt: skip
-    """The ``topk`` points nearest to each of ``chunk`` queries, ties to the first, and their square distances.
+    """The ``topk`` points nearest to each of ``chunk`` queries, the nearest first, ties to the first.
 
-    A task is [sequence, first query]. In the order of the rows; empty places (inf, -1) last.
+    A task is [sequence, first query]. Empty places (-1) last.
     """
     for sequence, first in drawn(tasks, counter):
         batch, rows = rows_of(spans, index, sequence)
         own = points[batch, rows]
         for j in range(first, min(first + chunk, queries.shape[1])):
-            found = square_distances(own, queries[batch, j])
-            best = np.sort(np.argsort(found, kind="stable")[:topk])
-            distances[batch, j], neighbors[batch, j] = np.inf, -1
-            distances[batch, j, : len(best)], neighbors[batch, j, : len(best)] = found[best], rows[best]
+            best = np.argsort(square_distances(own, queries[batch, j]), kind="stable")[:topk]
+            neighbors[batch, j] = -1
+            neighbors[batch, j, : len(best)] = rows[best]

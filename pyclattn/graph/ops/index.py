@@ -55,6 +55,10 @@ def _gather_elements(node: Node) -> Kernel:
     cut = tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(index.shape))
 
     def run(a, where):
+        if where.size and not any(where.strides[axis + 1 :]):  # one index, expanded: rows as a whole
+            where = where[at(axis + 1, *(0,) * (a.ndim - axis - 1))]
+            check_bounds(where, a.shape[axis])
+            return a[cut][tuple(_grid(where.shape, axis)) + (where,)]
         check_bounds(where, a.shape[axis])
         return np.take_along_axis(a[cut], where, axis)
 

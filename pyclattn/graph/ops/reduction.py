@@ -36,7 +36,18 @@ def _mean(x, axis, keepdims, out):
         np.floor_divide(out, max(n, 1), out)
 
 
+# So few neighbours take NumPy longer to begin than to add; their columns, one after the other, take a sixth of the time
+# and give the same bits.
+FEW, MANY = 7, 4096
+
+
 def _sum(x, axis, keepdims, out):
+    if axis == (x.ndim - 1,) and 1 < x.shape[-1] <= FEW and x.size >= MANY:
+        total = out[..., 0] if keepdims else out
+        np.add(x[..., 0], x[..., 1], total)
+        for i in range(2, x.shape[-1]):
+            np.add(total, x[..., i], total)
+        return out
     return np.add.reduce(x, axis, x.dtype, out, keepdims=keepdims)
 
 
