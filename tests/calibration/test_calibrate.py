@@ -253,7 +253,7 @@ def test_the_search_brackets_the_target():
     for scale in (0.001, 0.03, 0.06, 0.2, 9.0):
         found, tries = record(), []
         search(found, measured(scale, tries=tries), 0.02, [])
-        assert len(tries) == len(set(tries)) <= 12
+        assert len(tries) == len(set(tries)) <= 13
         probes = sorted(found.probes[START.name])
         good = [found.error(START.name, n) <= 0.02 for n in probes]
         assert good == sorted(good)
@@ -288,7 +288,7 @@ def test_key_clusters_grow_where_exact_keys_do_not_help():
     search(found, run, 0.016, [])
     (choice,) = solve([found], 0.04).choices
     assert choice.at(10_000, 10_000)["n_key_clusters"] > 150
-    assert len(tries) <= 12
+    assert len(tries) <= 13
 
 
 def test_all_heads_together_where_they_err_alike():
