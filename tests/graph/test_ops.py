@@ -262,6 +262,35 @@ def test_padding_is_not_that_of_queries_where_only_some_tokens_ask():
     np.testing.assert_array_equal(Executor(program, settings)(feeds)["y0"], expected)
 
 
+@pytest.mark.parametrize(("axis", "kept"), [(0, (3, 9, 4)), (1, (3, 5, 4)), (1, (2, 5, 3)), (2, (3, 9, 6))])
+def test_rows_at_an_expanded_index(axis, kept):
+    """One index for a whole row, and one for each element."""
+    from pyclattn.graph.executor import Executor
+    from pyclattn.graph.program import Op, Program, Value
+
+    x = normal(3, 9, 4)
+    small = np.random.default_rng(0).integers(-x.shape[axis], x.shape[axis], kept[: axis + 1])
+    single = small.reshape(*small.shape, *(1,) * (2 - axis))
+    index = np.broadcast_to(single, kept)
+    cut = tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(kept))
+    expected = np.take_along_axis(x[cut], index, axis)
+    np.testing.assert_array_equal(run("GatherElements", [x, index.copy()], {"axis": axis}), expected)
+    gather = Op("GatherElements", ("x", "e"), ("y",), {"axis": axis})
+    given = [Value("x", "float32", ("...",)), Value("i", "int64", ("...",))]
+    ops = [Op("Expand", ("i", "n"), ("e",)), gather]
+    program = Program(given, [Value("y", "float32", ("...",))], ops, {"n": np.array(kept)})
+    np.testing.assert_array_equal(Executor(program)({"x": x, "i": single})["y"], expected)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 8])
+def test_sums_of_few(width, keepdims):
+    """The bits of NumPy's own sum, by its columns or not."""
+    x = normal(5, 1024, width)
+    got = run("ReduceSum", [x, np.array([-1])], {"keepdims": keepdims}, constants=[1])
+    np.testing.assert_array_equal(got, x.sum(-1, keepdims=bool(keepdims)))
+
+
 @pytest.mark.parametrize("kind", ["MatMul", "pyclattn:Linear", "pyclattn:LayerNorm", "Softmax", "ReduceSum"])
 def test_halves_are_computed_in_float32(kind):
     x, w = (100 * normal(40, 3000)).astype(np.float16), normal(3000, 8).astype(np.float16) / np.float16(100)
