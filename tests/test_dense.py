@@ -23,6 +23,15 @@ def test_against_the_definition(room, activation):
     compare.assert_close(linear(x, pack_weight(weight), bias, activation=activation), want, compare.EXACT)
 
 
+@pytest.mark.parametrize("depth", [1, 7, 16, 45, 160])
+@pytest.mark.parametrize("width", [1, 49])
+def test_a_column_alone(room, width, depth):
+    """49 columns are panels of 48, 24 or 8 and one more, which is a product of whole rows."""
+    x, weight, bias = case(38, depth, width)
+    want = naive.dense(x, weight, bias, "relu")
+    compare.assert_close(linear(x, pack_weight(weight), bias, activation="relu"), want, compare.EXACT)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_from_end_to_end(room, activation):
     """Relative to the largest of 1 and the value: what is nearly 0 may be 0."""

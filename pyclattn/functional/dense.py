@@ -52,8 +52,9 @@ class PackedWeight:
         return self.panels.nbytes
 
     def scratch_bytes(self, n_rows: int, n_threads: int) -> int:
-        """Bytes that a product takes while it runs: two blocks of sums a thread."""
-        return n_threads * 2 * 32 * 4 * self.panels.shape[2]
+        """Bytes that a product takes while it runs: two blocks of sums and a column a thread."""
+        _, depth, lanes = self.panels.shape
+        return n_threads * 4 * (2 * 32 * lanes + depth)
 
     def bind(
         self,
