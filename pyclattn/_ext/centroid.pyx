@@ -177,7 +177,7 @@ def weigh_pairs(
 
     with nogil:
         isa = current()
-        totals = <double *> malloc(n_groups * (sizeof(double) + sizeof(float)) + n_neighbors * sizeof(int64_t))
+        totals = <double *> malloc(max(1, n_groups) * (sizeof(double) + sizeof(float)) + n_neighbors * sizeof(int64_t))
         if totals == NULL:
             with gil:
                 raise MemoryError("no memory for the groups of centroid attention")
