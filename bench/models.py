@@ -151,12 +151,14 @@ def main(given: list[str] | None = None) -> int:
     )
     parser.add_argument("--again", action="store_true", help="measure what is kept already, too; so does --case")
     options = parser.parse_args(given)
+    wanted = " ".join(options.case or ()).split()
+    chosen = [case for case in CASES if case.name.split()[: len(wanted)] == wanted]
+    if not chosen:
+        parser.error(f"no case begins with {' '.join(wanted)!r}; there are: {', '.join(case.name for case in CASES)}")
     kept = json.loads(RESULTS.read_text())["found"] if RESULTS.exists() else {}
     about, peak = machine.describe(options.threads), fma_peak(isa.selected(), options.threads)
     print(heading(), flush=True)
-    for case in CASES:
-        if options.case and case.name.split()[: len(options.case)] != options.case:
-            continue
+    for case in chosen:
         if options.again or options.case or case.name not in kept:
             kept[case.name] = measure(case, options.threads, options.rounds)
             write(kept, about, peak)

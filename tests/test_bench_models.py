@@ -184,3 +184,10 @@ def test_times_of_attention_by_length():
     row = Row("exact", "exact", "1,024", 1.0, detail={"seconds": {"exact": {"median": 2.0}, "other": {"median": 1.0}}})
     assert report_plots.attention_times([row.as_dict()]) == {"exact": {1024: 2.0}}
     assert report_plots.exponent([10, 100], [1.0, 1000.0]) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("given", [["saliency", "1023"], ["saliency 1023"]])
+def test_an_unknown_case_is_refused(given, capsys):
+    with pytest.raises(SystemExit):
+        models.main(["--case", *given])
+    assert "no case begins with 'saliency 1023'; there are: minilm 32 128" in capsys.readouterr().err
