@@ -63,11 +63,11 @@ cdef extern from "tile.h" nogil:
                             float *) noexcept nogil
         void (*share_pairs)(float *, const int64_t *, i64, i64, float *, double *) noexcept nogil
         void (*sum_pairs)(const float *, i64, const int64_t *, const float *, i64, i64, float *) noexcept nogil
-        float (*fma_loop)(i64) noexcept nogil
         void (*floor)(float *, i64, i64, float) noexcept nogil
         i64 (*next_above)(const float *, i64, i64, float) noexcept nogil
         void (*dots)(const float *, i64, i64, i64, const float *, float *) noexcept nogil
         void (*add_rows)(const float *, i64, i64, i64, const float *, i64, float, float *) noexcept nogil
+        float (*fma_loop)(i64) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil
     void tile_prefetch_far(const float *row, i64 width) noexcept nogil

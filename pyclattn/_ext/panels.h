@@ -293,6 +293,6 @@ const tile_isa TABLE_NAME(ISA) = {
     tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_finish,
     tile_part, tile_tail, tile_tilt, tile_share, tile_nearby, tile_farthest,
     tile_laplace, tile_keep, tile_temper, tile_add_shares, tile_lean, tile_order,
-    tile_score_pairs, tile_share_pairs, tile_sum_pairs, tile_fma_loop,
-    tile_floor, tile_next_above, tile_dots, tile_add_rows,
+    tile_score_pairs, tile_share_pairs, tile_sum_pairs,
+    tile_floor, tile_next_above, tile_dots, tile_add_rows, tile_fma_loop,
 };

@@ -131,8 +131,6 @@ typedef struct {
     void (*share_pairs)(float *s, const int64_t *groups, i64 n, i64 n_groups, float *peaks, double *totals);
     void (*sum_pairs)(const float *values, i64 stride, const int64_t *rows, const float *weights, i64 n, i64 width,
                       float *out);
-    /* a loop of nothing but multiply-adds, to measure the machine's peak */
-    float (*fma_loop)(i64 rounds);
     /* CAST again: s <- at least `least`, where it is NaN, too; the first place from `at` on above the threshold, or n;
      * dots[k] = rows[k] . other; sum <- sum alpha + sum over k of rows[k] weights[k * step] */
     void (*floor)(float *s, i64 n, i64 vectors, float least);
@@ -140,6 +138,8 @@ typedef struct {
     void (*dots)(const float *rows, i64 stride, i64 n, i64 depth, const float *other, float *dots);
     void (*add_rows)(const float *rows, i64 stride, i64 n, i64 width, const float *weights, i64 step, float alpha,
                      float *sum);
+    /* a loop of nothing but multiply-adds, to measure the machine's peak */
+    float (*fma_loop)(i64 rounds);
 } tile_isa;
 
 /* Rows at scattered places come late unless asked for early. */
