@@ -28,9 +28,7 @@ def padded(program: Program, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray
     >>> padded(Program([Value("valid", "bool", ("b", "s"))], [], ops), {"valid": np.array([[True, True, False]])})
     [array([[False, False,  True]])]
     """
-    part = _making_padding(program)
-    model = Model(part, attention="exact", n_threads=1)
-    return list(model(**{value.name: feeds[value.name] for value in part.inputs}).values()) if part.outputs else []
+    return _run(_making_padding(program), feeds)
 
 
 def masks(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -39,16 +37,23 @@ def masks(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
     Found by trying: filled with one of them an input makes more padding than filled with the other.
     """
     found = {}
-    for value in _making_padding(program).inputs:
+    model = _making_padding(program)
+    for value in model.program.inputs:
         if len(value.shape) == 2:
             filled = (np.full_like(feeds[value.name], number) for number in (0, 1))
-            n_zeros, n_ones = (sum(map(np.count_nonzero, padded(program, {**feeds, value.name: a}))) for a in filled)
+            n_zeros, n_ones = (sum(map(np.count_nonzero, _run(model, {**feeds, value.name: a}))) for a in filled)
             if n_zeros != n_ones:
                 found[value.name] = int(n_ones < n_zeros)
     return found
 
 
-def _making_padding(program: Program) -> Program:
+def _run(model: Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs, of which there may be none."""
+    needed = {value.name: feeds[value.name] for value in model.program.inputs}
+    return list(model(**needed).values()) if model.program.outputs else []
+
+
+def _making_padding(program: Program) -> Model:
     """The part of a program that makes the key padding masks of its self-attentions: they are its outputs."""
     attentions = [op for op in program.ops if op.kind == ATTENTION and op.attributes.get("is_self")]
     wanted = {op.inputs[4] for op in attentions if len(op.inputs) > 4} - {""}
@@ -59,4 +64,5 @@ def _making_padding(program: Program) -> Program:
             ops.append(op)
     inputs = [value for value in program.inputs if value.name in needed]
     outputs = [Value(name, "bool", ("...",)) for name in sorted(wanted)]
-    return Program(inputs, outputs, ops[::-1], {n: array for n, array in program.constants.items() if n in needed})
+    constants = {name: array for name, array in program.constants.items() if name in needed}
+    return Model(Program(inputs, outputs, ops[::-1], constants), attention="exact", n_threads=1)
