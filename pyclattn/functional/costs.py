@@ -45,7 +45,8 @@ RUNS: dict[str, list[tuple[int, int, int, dict]]] = {
     "exact": [(512, 2, 64, {}), (1024, 4, 64, {}), (2048, 1, 96, {}), (2048, 2, 16, {}), (3072, 1, 32, {})],
     "improved-clustered": [
         (1024, 1, 64, PUBLISHED), (4096, 2, 32, PUBLISHED), (4096, 3, 16, PUBLISHED), (2048, 6, 64, PUBLISHED),
-        (8192, 1, 64, PUBLISHED), (16384, 1, 32, PUBLISHED), (2048, 2, 64, {"n_clusters": 200, "topk": 64}),
+        (8192, 1, 64, PUBLISHED), (16384, 1, 32, PUBLISHED), (1024, 6, 64, PUBLISHED),
+        (2048, 2, 64, {"n_clusters": 200, "topk": 64}), (2048, 2, 64, {"n_clusters": 400, "topk": 128}),
         (4096, 1, 64, {"n_clusters": 100, "topk": 256}),
     ],
     "coclustered": [
@@ -140,11 +141,12 @@ def _improved_counts(
     n: int, m: int, n_heads: int, depth: int, width: int, n_threads: int, *, n_clusters: int = 100, topk: int = 32,
     n_bits: int = 63, n_iterations: int = 10, **_: object,
 ) -> tuple[float, ...]:  # fmt: skip
-    """Codes, their k-means, centroids with all keys, members with the chosen keys."""
-    own = min(n, n_clusters)
+    """Codes, their k-means, centroids with all keys, members with the chosen keys, and the choosing of those."""
+    own, taken = min(n, n_clusters), min(topk, m)
     return (
         float(n_heads * n * n_bits * depth), float(n_heads * n * own * n_iterations),
-        float(n_heads * own * m * (depth + width)), float(n_heads * n * min(topk, m) * (depth + width)),
+        float(n_heads * own * m * (depth + width)), float(n_heads * n * taken * (depth + width)),
+        float(n_heads * own * taken),
     )  # fmt: skip
 
 
