@@ -14,11 +14,12 @@ from pyclattn.calibration.progress import Progress
 from pyclattn.calibration.records import Probe, Record, State
 from pyclattn.calibration.report import require, write
 from pyclattn.calibration.samples import checked, key_of
-from pyclattn.calibration.solving import RATIO, goal, solve_attention
+from pyclattn.calibration.solving import goal, solve_attention
 from pyclattn.errors import ArgumentError
 from pyclattn.graph.spec import Observed
 from pyclattn.model import Model
 from pyclattn.plan import Choice, Plan
+from pyclattn.plan.classes import RATIO
 from pyclattn.weights.targets import check_target
 
 Metric = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], float]
@@ -232,6 +233,7 @@ def _say_if_one_length(plan: Plan) -> None:
     lengths = {n for c in classes for n in (c.shortest, c.longest)}
     if len(lengths) == 1 and any(c.choices != (Choice(),) for c in classes):
         warnings.warn(
-            f"all samples have {lengths.pop()} tokens: other lengths will run as calibrated for this one. Give samples "
-            "of other lengths, or check errors there (docs/calibration.md)", stacklevel=3,
+            f"all samples have {lengths.pop()} tokens: lengths that differ by more than a factor of {RATIO} will run as "
+            "calibrated for this one, heads exactly where their estimated error is above the bound. Give samples of "
+            "other lengths (docs/calibration.md)", stacklevel=3,
         )  # fmt: skip

@@ -12,10 +12,8 @@ import numpy as np
 from pyclattn.calibration.ladder import FAMILIES, RIVAL, Family, levels
 from pyclattn.calibration.records import Probe, Record
 from pyclattn.plan import Calibrated, Choice, LengthClass
-from pyclattn.plan.classes import progressions
+from pyclattn.plan.classes import RATIO, progressions
 
-# Lengths of one class differ by at most this factor: errors at equal settings change little with the length.
-RATIO = 1.5
 # How the logarithms of errors on inputs spread about their mean, where few samples say: the prior standard deviation
 # (measured: 0.3 between five photographs, 0.6 between twelve, drawings and textures among them) and the degrees of
 # freedom it counts for.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pyclattn.errors import ArgumentError
 from pyclattn.plan.choice import Choice
 
+# Lengths of one class differ by at most this factor: errors at equal settings change little with the length.
+RATIO = 1.5
 
 @dataclass(frozen=True)
 class LengthClass:
@@ -35,6 +37,17 @@ class LengthClass:
     def distance(self, n_tokens: int) -> float:
         """How far a length lies outside, as the logarithm of a ratio; 0 within."""
         return math.log(max(self.shortest / max(n_tokens, 1), n_tokens / self.longest, 1.0))
+
+    def tells_of(self, n_tokens: int) -> bool:
+        """Whether its errors are expected at this length: within it, or near enough that samples would be in it.
+
+        Examples
+        --------
+        >>> here = LengthClass(4000, 5000, ())
+        >>> [here.tells_of(n) for n in (3000, 3500, 5000, 6000, 6001)]
+        [False, True, True, True, False]
+        """
+        return min(self.shortest, self.longest / RATIO) <= n_tokens <= max(self.longest, self.shortest * RATIO)
 
 
 @dataclass(frozen=True)

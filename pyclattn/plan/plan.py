@@ -32,7 +32,8 @@ class Plan:
     model : str
         `Model.fingerprint` of the model the plan was made for; empty: of any that has the names.
     max_error : float, optional
-        What was asked of the calibration.
+        What was asked of the calibration. At lengths that it saw nothing near to, heads whose estimated error is above
+        it are computed exactly.
     """
 
     default: Choice = field(default_factory=Choice)
@@ -50,10 +51,21 @@ class Plan:
                 raise DTypeError(f"{name} of Plan must be a {kind.__name__}, got {value!r:.100}; Plan.of reads names")
 
     def choices(self, name: str, n_queries: int, n_keys: int) -> tuple[Choice, ...]:
-        """What the attention of this name runs as at these lengths."""
-        if name in self.calibrated:
-            return self.calibrated[name].nearest(max(n_queries, n_keys)).choices
-        return (self.by_name.get(name, self.default),)
+        """What the attention of this name runs as at these lengths.
+
+        At a length that no class tells of it is the nearest's choices, with the plan's bound as their ``max_error``.
+        """
+        if name not in self.calibrated:
+            return (self.by_name.get(name, self.default),)
+        n_tokens = max(n_queries, n_keys)
+        nearest = self.calibrated[name].nearest(n_tokens)
+        return nearest.choices if nearest.tells_of(n_tokens) else tuple(map(self._checked, nearest.choices))
+
+    def _checked(self, choice: Choice) -> Choice:
+        """With a limit of the error, estimated in the run."""
+        if self.max_error is None or choice.method == "exact" or "max_error" in choice.parameters:
+            return choice
+        return replace(choice, parameters={**choice.parameters, "max_error": self.max_error})
 
     def parts(
         self, name: str, n_heads: int, n_kv_heads: int, n_queries: int, n_keys: int

@@ -129,6 +129,31 @@ def test_the_nearest_length_class_is_taken():
             assert parameters["n_exact"] == expected
 
 
+def test_lengths_that_no_class_tells_of_are_checked():
+    near, limited = NEAR, Choice("coclustered", {"n_exact": 8, "max_error": 0.5})
+    classes = LengthClass(1000, 1200, (near,)), LengthClass(9000, 9000, (limited,))
+    plan = Plan(calibrated={"a": Calibrated(1, classes)}, max_error=0.02)
+    for n_tokens, limit in ((500, 0.02), (900, None), (1200, None), (1500, None), (2000, 0.02), (7000, 0.5), (9**6, 0.5)):
+        ((_, _, parameters),) = plan.parts("a", 1, 1, n_tokens, 1)
+        assert parameters.get("max_error") == limit
+    exact = Plan(calibrated={"a": one_class(Choice(), n_heads=1)}, max_error=0.02)
+    assert exact.parts("a", 1, 1, 9**6, 1) == [(slice(0, 1, 1), "exact", {})]
+    free = Plan(calibrated={"a": one_class(near, n_heads=1)})
+    assert "max_error" not in free.parts("a", 1, 1, 9**6, 1)[0][2]
+
+
+def test_a_length_far_from_all_samples_keeps_the_bound():
+    """Its rows are in no clusters: what was calibrated errs by far more than the bound there."""
+    program, feeds = models.attentions(names=["first"]), models.sample(3000, spread=3.0)
+    calibrated = {"first": one_class(NEAR, tokens=(1100, 1100))}
+    model = Model(program, attention=Plan(calibrated=calibrated, max_error=0.02), n_threads=2)
+    _, report = model.run(None, feeds, report=True)
+    (run,) = report.attentions
+    assert run.fell_back.all()
+    found, exact = (m(**feeds)["y0"] for m in (model, Model(program, attention="exact", n_threads=2)))
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
 def test_merge():
     short, long = one_class(NEAR), one_class(Choice(), tokens=(5000, 6000))
     merged = Plan(calibrated={"a": long}, model="m", max_error=0.01).merge(Plan(calibrated={"a": short, "b": short}))
