@@ -220,7 +220,7 @@ def _by_heads(kernel: Kernel, heads: int, x: Spec, weight: Spec, is_direct: bool
 
 
 def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str, has_residual: bool = False) -> Kernel:
-    """The kernel of a dense layer; an input in another order is copied to scratch first."""
+    """The kernel of a dense layer; an input or a residual in another order is copied to scratch first."""
     threads = node.settings.n_threads
     inplace: tuple[int, ...] = ()
     if weight.packed is not None:
@@ -232,24 +232,33 @@ def _dense(node: Node, x: Spec, weight: Spec, bias: Spec | None, activation: str
         inner = _by_blas(x, weight, bias is not None, activation, has_residual, threads)
         has_temporaries = activation not in IN_PLACE
     out = Spec((*x.shape[:-1], weight.shape[1]), x.dtype)
-    copy = x.nbytes if x.strides is not None else 0
+    places: dict[int, slice] = {}
+    size = 0
+    for i in (0, 3) if has_residual else (0,):
+        if node.spec(i).strides is not None:
+            places[i] = slice(size, size + node.spec(i).nbytes)
+            size = -(-places[i].stop // 64) * 64
 
     def bind(ins, outs, scratch):
-        if not copy:
-            return inner(ins, outs, scratch)
-        packed = scratch[:copy].view(x.dtype).reshape(x.shape)
-        fill = blocks.elementwise(lambda a, o: np.copyto(o, a), [ins[0]], packed, threads)
-        multiply = inner([packed, *ins[1:]], outs, None)
+        ins, calls = list(ins), []
+        for i, place in places.items():
+            packed = scratch[place].view(x.dtype).reshape(ins[i].shape)
+            calls.append(blocks.elementwise(lambda a, o: np.copyto(o, a), [ins[i]], packed, threads))
+            ins[i] = packed
+        multiply = inner(ins, outs, None)
+        if not calls:
+            return multiply
+        calls.append(multiply)
 
         def run():
-            fill()
-            multiply()
+            for call in calls:
+                call()
 
         return run
 
     temporaries = min(blocks.BLOCK * x.dtype.itemsize * threads, out.nbytes) if has_temporaries else 0
     working = 0 if weight.packed is None else weight.packed.scratch_bytes(math.prod(x.shape[:-1]), threads)
-    return Kernel([out], bind, inplace=inplace, scratch=copy, transient=4 * temporaries + working)
+    return Kernel([out], bind, inplace=inplace, scratch=size, transient=4 * temporaries + working)
 
 
 @op("MatMul", "com.microsoft:FusedMatMul", "com.microsoft:TransposeMatMul")

@@ -43,8 +43,8 @@ def rms_norm(x, weight, epsilon, out):
         np.multiply(out, weight, out)
 
 
-def _row_weight(a, d: int):
-    """A vector of ``d`` weights, or one that stands for all; a view, since its content may not be there yet."""
+def _row_weight(a):
+    """A vector of weights, or one that stands for all; a view, since its content may not be there yet."""
     return None if a is None else a.reshape(-1)
 
 
@@ -64,16 +64,16 @@ def _over_rows(node: Node, x: Spec, axis: int, epsilon: float, is_rms: bool) -> 
         else:
             layer_norm(a, weight, bias, epsilon, out)
 
+    given = [node.spec(i) for i in range(3) if node.has(i)]
+    if axis != x.ndim - 1 and any(spec.strides is not None for spec in given):  # the axes cannot be joined in place
+        return simple([Spec(x.shape, x.dtype)], lambda *ins: _joined(function, ins, d))
+
     def bind(ins, outs, scratch):
         a, out = ins[0], outs[0]
-        if not a.flags.c_contiguous:
-            if axis != x.ndim - 1:
-                raise ShapeError(f"the input must be in C order to join axes {axis} to {x.ndim - 1}")
-        else:
-            a = a.reshape(-1, d)
-            out = out.reshape(-1, d)
-        weight = _row_weight(ins[1], d) if node.has(1) else None
-        bias = _row_weight(ins[2], d) if node.has(2) else None
+        if a.flags.c_contiguous:
+            a, out = a.reshape(-1, d), out.reshape(-1, d)
+        weight = _row_weight(ins[1]) if node.has(1) else None
+        bias = _row_weight(ins[2]) if node.has(2) else None
         if a.ndim == 2:
             return rows(lambda p, o: function(p, weight, bias, o), a, out, threads)
         return rows(lambda p, o: o.__setitem__(..., _reshaped(function, p, weight, bias)), a, out, threads)
@@ -105,10 +105,16 @@ def _compiled(node: Node, x: Spec, d: int, epsilon: float, is_rms: bool) -> Kern
 
 
 def _reshaped(function, p, weight, bias):
-    flat = np.ascontiguousarray(p).reshape(-1, p.shape[-1])
+    return _joined(function, [p, weight, bias], p.shape[-1])
+
+
+def _joined(function, given, d: int):
+    """The norm of rows of ``d`` numbers, whatever order they lie in."""
+    x, weight, bias = (*given, None, None)[:3]
+    flat = np.ascontiguousarray(x).reshape(-1, d)
     out = np.empty_like(flat)
-    function(flat, weight, bias, out)
-    return out.reshape(p.shape)
+    function(flat, _row_weight(weight), _row_weight(bias), out)
+    return out.reshape(x.shape)
 
 
 @op("LayerNormalization", "pyclattn:LayerNorm")
@@ -128,7 +134,7 @@ def _layer_norm_with_moments(node: Node, x: Spec, axis: int, epsilon: float) -> 
     def run(a, *rest):
         flat = np.ascontiguousarray(a).reshape(-1, d)
         out = np.empty_like(flat)
-        weight, bias = (_row_weight(r, d) for r in (*rest, None, None)[:2])
+        weight, bias = (_row_weight(r) for r in (*rest, None, None)[:2])
         mean, scale = layer_norm(flat, weight, bias, epsilon, out)
         return [out.reshape(x.shape), mean.reshape(moment.shape), scale.reshape(moment.shape)][: node.n_outputs]
 
