@@ -171,6 +171,9 @@ def _add_calibrate(commands) -> None:
     parser.add_argument("file")
     parser.add_argument("samples", nargs="+", help=".npz with an array for each input (.npy where there is one input)")
     parser.add_argument("--max-error", type=float, default=0.02, help="of each attention's output (%(default)s)")
+    parser.add_argument("--metric", metavar="NAME", help="correlation, cosine or top-1: how far outputs are from exact "
+                        "ones; attentions' errors are tightened until it holds on every sample")  # fmt: skip
+    parser.add_argument("--max-metric", type=float, help="what it may be, as 1e-4")
     parser.add_argument("--output", "-o", required=True, help="the plan, .json")
     parser.add_argument("--report", metavar="DIR", help="write a report with pictures")
     parser.add_argument("--state", metavar="FILE", help="keeps what was measured, to go on after a stop")
@@ -194,7 +197,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     samples = [read_inputs([path], names) for path in arguments.samples]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        plan = calibrate(model, samples, arguments.max_error, state=arguments.state, report=arguments.report)
+        plan = calibrate(
+            model, samples, arguments.max_error, metric=arguments.metric, max_metric=arguments.max_metric,
+            state=arguments.state, report=arguments.report,
+        )  # fmt: skip
     for warning in said:
         print(f"pyclattn: {warning.message}", file=sys.stderr)
     plan = plan if before is None else before.merge(plan)

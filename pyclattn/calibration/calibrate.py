@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from pyclattn.calibration.metrics import Demand, Metric, metric_of
 from pyclattn.calibration.probing import Comparison, record_of, search
 from pyclattn.calibration.progress import Progress
 from pyclattn.calibration.records import Probe, Record, State
@@ -22,7 +24,6 @@ from pyclattn.plan import Choice, Plan
 from pyclattn.plan.classes import RATIO
 from pyclattn.weights.targets import check_target
 
-Metric = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], float]
 # Where outputs miss the metric the layers' error is cut by this factor, so often at most.
 TIGHTER, MOST_ROUNDS = 0.7, 10
 
@@ -32,7 +33,7 @@ def calibrate(
     samples: Sequence[Mapping[str, np.ndarray]],
     max_error: float = 0.02,
     *,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     max_metric: float | None = None,
     state: str | os.PathLike | None = None,
     report: str | os.PathLike | None = None,
@@ -54,9 +55,11 @@ def calibrate(
     max_error : float
         Largest relative error ``|found - exact| / |exact|`` (Frobenius) of an attention's output, as if all others were
         exact. 0.02 changed the heat map of a vision transformer by 1e-4 (as 1 - correlation); see docs/calibration.md.
-    metric : callable, optional
+    metric : callable or str, optional
         ``metric(exact, found)`` of two dicts of outputs: a number that is to stay within ``max_metric``, such as one
-        minus a correlation. The attentions' error is tightened until it does, on all samples.
+        minus a correlation. Or one of our own: "correlation" (one minus that of an output's values), "cosine" (one
+        minus that of rows along the last axis, the largest), "top-1" (the share of rows whose largest value is at
+        another place). The attentions' error is tightened until it does, on all samples.
     max_metric : float, optional
     state : path-like, optional
         A file that keeps what was measured, so that a calibration that was stopped goes on where it was.
@@ -73,7 +76,8 @@ def calibrate(
     Raises
     ------
     ArgumentError
-        Before any run, for samples that are empty, do not fit, or hold NaN, and for a model without attentions.
+        Before any run, for samples that are empty, do not fit, or hold NaN, and for a model without attentions. After
+        the first, for a metric that is no number, or above its bound even of exact outputs and themselves.
     ModelFormatError
         If ``state`` is of another model or number of threads.
 
@@ -97,7 +101,7 @@ def calibrate(
     only          600  all    exact   0.0000  1.0x
     >>> faster = pyclattn.Model(model.program, attention=plan)
     """
-    _check_bounds(max_error, metric, max_metric)
+    demand = _demand(max_error, metric, max_metric)
     if report is not None:
         require(report)
     if state is not None:
@@ -110,12 +114,11 @@ def calibrate(
         observe=prober,
     )  # fmt: skip
     target = max_error
-    exacts: dict[str, dict[str, np.ndarray]] = {}
     for _ in range(MOST_ROUNDS):
         prober.target = target
-        prober.run(exact, feeds, progress, exacts if metric else None)
+        prober.run(exact, feeds, progress, demand)
         plan = _plan(model, _records(known, feeds), target)
-        if metric is None or _holds(model, plan, feeds, exacts, metric, max_metric):
+        if demand is None or demand.holds(model, plan, feeds):
             break
         target = TIGHTER * min(target, _expected(plan) or target)
     else:
@@ -127,14 +130,21 @@ def calibrate(
     return plan
 
 
-def _check_bounds(max_error: float, metric: Metric | None, max_metric: float | None) -> None:
-    for name, value in (("max_error", max_error), ("max_metric", 1.0 if max_metric is None else max_metric)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < np.inf:
-            raise ArgumentError(f"{name} must be a positive number, got {value!r}")
+def _demand(max_error: float, metric: Metric | str | None, max_metric: float | None) -> Demand | None:
+    """What is asked of outputs, if anything is; all bounds checked."""
+    if not (_is_finite(max_error) and max_error > 0):
+        raise ArgumentError(f"max_error must be a positive number, got {max_error!r}")
     if (metric is None) != (max_metric is None):
         raise ArgumentError("metric and max_metric belong together: one was given")
-    if metric is not None and not callable(metric):
-        raise ArgumentError(f"metric must be callable as metric(exact, found), got {metric!r}")
+    if metric is None or max_metric is None:
+        return None
+    if not _is_finite(max_metric):
+        raise ArgumentError(f"max_metric must be a finite number, got {max_metric!r}")
+    return Demand(metric_of(metric), max_metric)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass
@@ -149,17 +159,17 @@ class _Prober:
     warm: set[str] = field(default_factory=set)  # methods that ran in this process
     bar: Progress | None = None
 
-    def run(self, model: Model, feeds: list[dict], progress: bool | None, exacts: dict | None) -> None:
-        """Run all samples that are not measured for the target yet; fill ``exacts`` with outputs."""
+    def run(self, model: Model, feeds: list[dict], progress: bool | None, demand: Demand | None) -> None:
+        """Run all samples that are not measured for the target yet, and those whose exact outputs are asked for."""
         with Progress(len(feeds) * len(model.attentions), progress) as self.bar:
             for feed in feeds:
                 self.sample, self.seen = key_of(feed), {}
-                if self._is_done(model.attentions) and (exacts is None or self.sample in exacts):
+                if self._is_done(model.attentions) and (demand is None or self.sample in demand.exacts):
                     self.bar.step(len(model.attentions))
                     continue
                 outputs = model(**feed)
-                if exacts is not None:
-                    exacts[self.sample] = outputs
+                if demand is not None:
+                    demand.keep(self.sample, outputs)
 
     def _is_done(self, attentions: list[str]) -> bool:
         known = (self.state.records.get(name, {}).get(self.sample) for name in attentions)
@@ -214,26 +224,12 @@ def _expected(plan: Plan) -> float:
     return max((c.error or 0.0 for known in plan.calibrated.values() for c in known.classes), default=0.0)
 
 
-def _holds(model: Model, plan: Plan, feeds: list[dict], exacts: dict, metric: Metric, max_metric: float | None) -> bool:
-    """Whether the model's outputs by the plan are within the bound on every sample."""
-    fast = Model(model.program, attention=plan, n_threads=model.n_threads, max_memory=model.max_memory)
-    for feed in feeds:
-        value = metric(exacts[key_of(feed)], fast(**feed))
-        try:
-            value = float(value)
-        except (TypeError, ValueError):
-            raise ArgumentError(f"metric must return a number, got {value!r:.200}") from None
-        if max_metric is None or not value <= max_metric:  # NaN is not within
-            return False
-    return True
-
-
 def _say_if_one_length(plan: Plan) -> None:
     classes = [c for known in plan.calibrated.values() for c in known.classes]
     lengths = {n for c in classes for n in (c.shortest, c.longest)}
     if len(lengths) == 1 and any(c.choices != (Choice(),) for c in classes):
         warnings.warn(
-            f"all samples have {lengths.pop()} tokens: lengths that differ by more than a factor of {RATIO} will run as "
-            "calibrated for this one, heads exactly where their estimated error is above the bound. Give samples of "
+            f"all samples have {lengths.pop()} tokens: lengths that differ by more than a factor of {RATIO} will run "
+            "as calibrated for this one, heads exactly where their estimated error is above the bound. Give samples of "
             "other lengths (docs/calibration.md)", stacklevel=3,
         )  # fmt: skip

@@ -12,6 +12,7 @@ import pyclattn
 from pyclattn.calibration import calibrate, errors_of, quantize
 from pyclattn.calibration.calibrate import _Prober
 from pyclattn.calibration.ladder import COCLUSTERED, RIVAL, START, levels
+from pyclattn.calibration.metrics import METRICS
 from pyclattn.calibration.pictures import short
 from pyclattn.calibration.probing import Comparison, search
 from pyclattn.calibration.records import Probe, Record, squares
@@ -145,7 +146,10 @@ def test_bad_samples(small, samples, words):
         ({"max_error": float("nan")}, "max_error"),
         ({"metric": lambda a, b: 0}, "belong together"),
         ({"max_metric": 0.1}, "belong together"),
-        ({"metric": "cosine", "max_metric": 0.1}, "callable"),
+        ({"metric": "rank", "max_metric": 0.1}, "one of 'correlation', 'cosine', 'top-1', or callable"),
+        ({"metric": "cosine", "max_metric": float("nan")}, "max_metric must be a finite number, got nan"),
+        ({"metric": "cosine", "max_metric": "low"}, "max_metric must be a finite number"),
+        ({"metric": "cosine"}, "belong together"),
     ],
 )
 def test_bad_bounds(small, samples, options, words):
@@ -211,7 +215,8 @@ def test_a_metric_tightens_the_bound(small, samples, steady):
         return value
 
     loose = calibrate(small, samples, 0.5, metric=metric, max_metric=10.0)
-    assert len(seen) == 2
+    assert seen[:2] == [0, 0]  # exact outputs and themselves
+    assert len(seen) == 4
     assert loose.max_error == 0.5
     wanted = 0.3 * max(seen)
     assert wanted > 0
@@ -223,8 +228,52 @@ def test_a_metric_tightens_the_bound(small, samples, steady):
 
 def test_a_metric_that_nothing_meets(small, samples):
     with pytest.warns(UserWarning, match="the plan is exact"):
-        plan = calibrate(small, samples[:1], 0.5, metric=lambda *_: float("nan"), max_metric=1.0)
+        plan = calibrate(
+            small, samples[:1], 0.5, metric=lambda exact, found: 2.0 * (found is not exact), max_metric=1.0
+        )
     assert plan == Plan(model=small.fingerprint, max_error=0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.98, r"is 0\.98, above max_metric = 0\.01: .*one minus it"), (np.nan, "is nan")]
+)
+def test_a_metric_that_exact_outputs_miss_is_told_after_one_run(small, samples, monkeypatch, value, words):
+    """A similarity in place of a distance: no plan could hold."""
+    runs = []
+    call = Model.__call__
+    monkeypatch.setattr(Model, "__call__", lambda self, **feed: runs.append(1) or call(self, **feed))
+    with pytest.raises(ArgumentError, match=words):
+        calibrate(small, samples, metric=lambda exact, found: value, max_metric=0.01)
+    assert len(runs) == 1
+
+
+def test_metrics_by_name():
+    rng = np.random.default_rng(0)
+    exact = {"y": rng.random((5, 7)), "zero": np.zeros((2, 3), np.float32), "id": np.arange(3)}
+    assert [m(exact, exact) for m in METRICS.values()] == [0, 0, 0]
+    moved = {**exact, "y": exact["y"] + 0.1 * rng.standard_normal((5, 7))}
+    a, b = exact["y"], moved["y"]
+    assert METRICS["correlation"](exact, moved) == pytest.approx(1 - np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    rows = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b)]
+    assert METRICS["cosine"](exact, moved) == pytest.approx(1 - min(rows))
+    swapped = {**exact, "y": a.copy()}
+    swapped["y"][1, a[1].argmin()] = 2
+    assert METRICS["top-1"](exact, swapped) == 0.2
+    assert METRICS["cosine"](exact, {**exact, "zero": np.ones((2, 3))}) == 1
+    for spoiled in ("y", "zero"):
+        wrong = {**exact, spoiled: np.full_like(exact[spoiled], np.nan)}
+        assert all(np.isnan(METRICS[name](exact, wrong)) for name in ("correlation", "cosine"))
+    with pytest.raises(ArgumentError, match="none of the outputs id holds numbers with a fraction"):
+        METRICS["top-1"]({"id": exact["id"]}, {"id": exact["id"]})
+
+
+@pytest.mark.parametrize(("name", "most"), [("correlation", 1e-6), ("cosine", 1e-5), ("top-1", 0)])
+def test_a_named_metric_is_kept(small, samples, steady, name, most):
+    loose = [Model(small.program, attention=calibrate(small, samples, 0.5), n_threads=2)(**s) for s in samples]
+    assert max(METRICS[name](small(**s), found) for s, found in zip(samples, loose)) > most
+    plan = calibrate(small, samples, 0.5, metric=name, max_metric=most)
+    fast = Model(small.program, attention=plan, n_threads=2)
+    assert max(METRICS[name](small(**s), fast(**s)) for s in samples) <= most
 
 
 # -- search and choice, on made-up measurements -----------------------------------------------------------------------
@@ -390,6 +439,8 @@ def test_the_command_line(files, capsys, steady):
         (lambda g: g.extend(["--state", "none/s.json"]), "folder that exists"),
         (lambda g: g.extend(["--report", "two.npy"]), "report must be a folder, 'two.npy' cannot be made"),
         (lambda g: g.extend(["--merge", "nothing.json"]), "nothing.json"),
+        (lambda g: g.extend(["--metric", "f1", "--max-metric", "0.1"]), "metric must be one of 'correlation', "),
+        (lambda g: g.extend(["--max-metric", "0.1"]), "belong together"),
     ],
 )
 def test_wrong_commands(files, capsys, change, words, monkeypatch):

@@ -133,7 +133,8 @@ def test_lengths_that_no_class_tells_of_are_checked():
     near, limited = NEAR, Choice("coclustered", {"n_exact": 8, "max_error": 0.5})
     classes = LengthClass(1000, 1200, (near,)), LengthClass(9000, 9000, (limited,))
     plan = Plan(calibrated={"a": Calibrated(1, classes)}, max_error=0.02)
-    for n_tokens, limit in ((500, 0.02), (900, None), (1200, None), (1500, None), (2000, 0.02), (7000, 0.5), (9**6, 0.5)):
+    limits = {500: 0.02, 900: None, 1200: None, 1500: None, 2000: 0.02, 7000: 0.5, 9**6: 0.5}
+    for n_tokens, limit in limits.items():
         ((_, _, parameters),) = plan.parts("a", 1, 1, n_tokens, 1)
         assert parameters.get("max_error") == limit
     exact = Plan(calibrated={"a": one_class(Choice(), n_heads=1)}, max_error=0.02)
