@@ -624,6 +624,40 @@ def test_product_with_a_constant_stays():
     stays(g, g.model(g("MatMul", g("Softmax", scores, axis=-1), v)), "product with a constant")
 
 
+# -- types ------------------------------------------------------------------------------------------------------------
+
+
+def halves(g):
+    shape = ["b", H, "l", D]
+    return [g.input(name, shape, g.rng.standard_normal((B, H, L, D)), "float16") for name in "qkv"]
+
+
+def test_halves():
+    """A model of float16: the lowest half masks padding."""
+    g = Builder()
+    q, k, v = halves(g)
+    kept = g("Cast", g("Unsqueeze", attention_mask(g), g.const([1, 2], np.int64)), to=TensorProto.BOOL)
+    scaled = g("Mul", g("MatMul", q, transposed(g, k)), g.const(np.float16(D**-0.5)))
+    scores = g("Where", kept, scaled, g.const(np.float16(-65504)))
+    _, found, _ = found_one(g, g.model(g("MatMul", g("Softmax", scores, axis=-1), v)))
+    assert found.mask == "key padding"
+
+
+def test_halves_in_one_operator():
+    g = Builder()
+    mask = g.const((g.rng.standard_normal((L, L)) - 1).astype(np.float16))
+    _, found, _ = found_one(g, g.model(g("Attention", *halves(g), mask, scale=0.3), opset=23, ir_version=11))
+    assert found.mask == "bias"
+
+
+def test_query_and_value_of_two_types_stay():
+    g = Builder()
+    q, k, _ = operands(g)
+    value = g.input("value", ["b", H, "l", D], g.rng.standard_normal((B, H, L, D)), "float16")
+    p = g("Cast", g("Softmax", scores_of(g, q, k), axis=-1), to=TensorProto.FLOAT16)
+    stays(g, g.model(g("MatMul", p, value)), "its query is float32, its value float16")
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from pyclattn.graph.passes.shapes import Shapes
 from pyclattn.graph.program import Op
 
 SWAPPED = (0, 2, 1, 3)
+COMPUTED = ("float32", "float16", "")  # types of scores; halves are computed in float32 and rounded at the end
 
 
 def fuse_attention(editor: Editor, known: Shapes, report: Report, float_attention: bool = False) -> None:
@@ -44,8 +45,11 @@ class _Operands:
 
 def _replace(editor: Editor, known: Shapes, scores: Scores, index: int, report: Report) -> AttentionFound:
     shape = known.shape(scores.product.outputs[0])
-    if known.dtype(scores.product.outputs[0]) not in ("float32", ""):
+    if known.dtype(scores.product.outputs[0]) not in COMPUTED:
         raise NotAttention(f"its scores are {known.dtype(scores.product.outputs[0])}, not float32")
+    types = [known.dtype(name) for name in (scores.product.inputs[0], scores.end.inputs[1])]
+    if types[0] != types[1]:
+        raise NotAttention(f"its query is {types[0] or 'of unknown type'}, its value {types[1] or 'of unknown type'}")
     if shape is None or not 2 <= len(shape) <= 4:
         raise NotAttention(f"its scores have {'unknown' if shape is None else len(shape)} axes, expected 2 to 4")
     operands, steps = _operands(editor, known, scores, len(shape))

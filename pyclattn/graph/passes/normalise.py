@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pyclattn.graph.passes.attention import attention_name, emit_attention, operands_of
+from pyclattn.graph.passes.attention import COMPUTED, attention_name, emit_attention, operands_of
 from pyclattn.graph.passes.edit import Editor
 from pyclattn.graph.passes.heads import Operand
 from pyclattn.graph.passes.masks import MaskReader
@@ -162,7 +162,7 @@ def _onnx_attention(editor: Editor, known: Shapes, op: Op, report: Report) -> No
     get = op.attributes.get
     cached = any(_input(op, index) for index in (4, 5, 6)) or any(_used(editor, op, index) for index in (1, 2, 3))
     windows = (get("left_window_size", -1), get("right_window_size", -1))
-    if cached or get("softcap", 0.0) or windows != (-1, -1) or known.dtype(op.inputs[0]) not in ("float32", ""):
+    if cached or get("softcap", 0.0) or windows != (-1, -1) or known.dtype(op.inputs[0]) not in COMPUTED:
         return
     rank = known.rank(op.inputs[0])
     if rank == 3:
