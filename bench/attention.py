@@ -37,14 +37,14 @@ def _arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME", action="append", choices=GROUPS, help=", ".join(GROUPS))
     parser.add_argument("--at", metavar="N", type=int, nargs="+", default=[], help="only these lengths (timed rows)")
     parser.add_argument("--rounds", type=int, default=9, help="at most; fewer where a round is slow (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of every library (%(default)s)")
+    parser.add_argument("--n-threads", type=int, default=2, help="of every library (%(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the report")
     parser.add_argument("--readme", action="store_true", help="rewrite the block of README.md")
     parser.add_argument("--load", metavar="FILE", type=Path, help="take a written result instead of measuring")
     options = parser.parse_args(given)
-    if options.rounds < 1 or options.threads < 1:
-        parser.error(f"--rounds and --threads must be at least 1, got {options.rounds} and {options.threads}")
+    if options.rounds < 1 or options.n_threads < 1:
+        parser.error(f"--rounds and --n-threads must be at least 1, got {options.rounds} and {options.n_threads}")
     return options
 
 
@@ -76,7 +76,7 @@ def main(given: list[str]) -> int:
     """Measure, or load a result; write what was asked for. 1 on errors; a missed bar is no error."""
     options = _arguments(given)
     settings = Settings(
-        n_threads=options.threads,
+        n_threads=options.n_threads,
         rounds=min(options.rounds, 3) if options.quick else options.rounds,
         divisor=8 if options.quick else 1,
         at=tuple(options.at),

@@ -152,7 +152,7 @@ def coclustered(at: str, timings: Timings, found: dict[str, float]) -> Iterator[
 def main(given: list[str] | None = None) -> int:
     """Print the table and write it to results/; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench bfloat16", description=__doc__)
-    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
+    parser.add_argument("--n-threads", type=int, default=_threads.available_cpus())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", choices=PARTS, help=", ".join(PARTS))
     parser.add_argument("--at", type=int, nargs="+", default=LENGTHS, help="lengths of the attention")
@@ -163,11 +163,11 @@ def main(given: list[str] | None = None) -> int:
         print(f"nothing to measure: {missing}", file=sys.stderr)
         return 2
     parts = {
-        "attention": lambda: attention(options.threads, options.rounds, tuple(options.at)),
-        "dense": lambda: dense(options.threads, options.rounds),
-        "model": lambda: model(options.threads, options.rounds, tuple(options.sizes)),
+        "attention": lambda: attention(options.n_threads, options.rounds, tuple(options.at)),
+        "dense": lambda: dense(options.n_threads, options.rounds),
+        "model": lambda: model(options.n_threads, options.rounds, tuple(options.sizes)),
     }
-    return measured(parts, RESULTS, options.threads, options.only or PARTS)
+    return measured(parts, RESULTS, options.n_threads, options.only or PARTS)
 
 
 if __name__ == "__main__":

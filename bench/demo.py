@@ -47,12 +47,12 @@ def main(given: list[str]) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench demo", description=__doc__)
     parser.add_argument("--heads", type=int, default=8, help="of 64 each (%(default)s)")
-    parser.add_argument("--threads", type=int, default=None, help="of every library (default: the CPUs there are)")
+    parser.add_argument("--n-threads", type=int, default=None, help="of every library (default: the CPUs there are)")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens (%(default)s)")
     options = parser.parse_args(given)
     from pyclattn import _threads
 
-    n_threads = _threads.resolve(options.threads)
+    n_threads = _threads.resolve(options.n_threads)
     print(f"{options.heads} heads x 64, float32, {n_threads} threads, structured inputs; 100 clusters, top 32.")
     print("Agreement: mean cosine with exact attention. Peak memory: beyond inputs and output.\n")
     print(_line(HEADINGS))

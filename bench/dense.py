@@ -112,22 +112,22 @@ def summaries(found: list[Row]) -> Iterator[Row]:
 def main(given: list[str] | None = None) -> int:
     """Print the table, keep that of all rows in bench/results; 1 if the bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench dense", description=__doc__)
-    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
+    parser.add_argument("--n-threads", type=int, default=_threads.available_cpus())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of the left matrix")
     options = parser.parse_args(given)
-    peak = fma_peak(isa.selected(), options.threads)
+    peak = fma_peak(isa.selected(), options.n_threads)
     found = []
     print(heading(), flush=True)
     for n_rows, depth, width in product(options.rows, DEPTHS, WIDTHS):
-        found.append(rows(n_rows, depth, width, options.threads, options.rounds, peak))
+        found.append(rows(n_rows, depth, width, options.n_threads, options.rounds, peak))
         print(found[-1].line(), flush=True)
     means = list(summaries(found))
     print("\n".join(row.line() for row in means))
     if tuple(options.rows) == tuple(ROWS):
-        content = {"machine": machine.describe(options.threads), "rows": [row.as_dict() for row in means + found]}
+        content = {"machine": machine.describe(options.n_threads), "rows": [row.as_dict() for row in means + found]}
         RESULTS.write_text(json.dumps({"peak": peak, **content}, indent=1) + "\n")
-    print(f"\n{tally(means)}; {options.threads} threads, multiply-add peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"\n{tally(means)}; {options.n_threads} threads, multiply-add peak {peak / 1e9:.0f} GFLOP/s")
     return int(any(row.verdict == "MISS" for row in means))
 
 

@@ -99,7 +99,7 @@ def _arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--at", metavar="N", type=int, nargs="+", default=LENGTHS, help="only encoders this long")
     parser.add_argument("--quick", action="store_true", help="an eighth of every length: not judged, not kept")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of every library (%(default)s)")
+    parser.add_argument("--n-threads", type=int, default=2, help="of every library (%(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, default=RESULT, help="where the result is written")
     parser.add_argument("--picture", metavar="FILE", type=Path, default=PICTURE)
     return parser.parse_args(given)
@@ -137,9 +137,9 @@ def _unjudged(measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
 def main(given: list[str]) -> int:
     """Measure, print, keep and draw; what was not asked for is taken from the result there is. 1 if a bar is missed."""
     options = _arguments(given)
-    settings = Settings(options.threads, options.rounds)
+    settings = Settings(options.n_threads, options.rounds)
     if options.quick:
-        settings = Settings(options.threads, min(options.rounds, 3), divisor=8)
+        settings = Settings(options.n_threads, min(options.rounds, 3), divisor=8)
     measures = parts(settings)
     if options.quick:
         measures = {part: partial(_unjudged, measure) for part, measure in measures.items()}

@@ -144,7 +144,7 @@ def compare(found: Found, outputs: dict[str, np.ndarray], first: str) -> None:
 def main(given: list[str] | None = None) -> int:
     """Print the table; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench models", description=__doc__)
-    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
+    parser.add_argument("--n-threads", type=int, default=_threads.available_cpus())
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
         "--case", nargs="+", help="words that a case's name must begin with, as in: --case saliency 1022"
@@ -156,16 +156,16 @@ def main(given: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no case begins with {' '.join(wanted)!r}; there are: {', '.join(case.name for case in CASES)}")
     kept = json.loads(RESULTS.read_text())["found"] if RESULTS.exists() else {}
-    about, peak = machine.describe(options.threads), fma_peak(isa.selected(), options.threads)
+    about, peak = machine.describe(options.n_threads), fma_peak(isa.selected(), options.n_threads)
     print(heading(), flush=True)
     for case in chosen:
         if options.again or options.case or case.name not in kept:
-            kept[case.name] = measure(case, options.threads, options.rounds)
+            kept[case.name] = measure(case, options.n_threads, options.rounds)
             write(kept, about, peak)
         for row in rows(case, kept[case.name], peak):
             print(row.line(), flush=True)
     shown = write(kept, about, peak)
-    print(f"\n{tally(shown)}; {options.threads} threads")
+    print(f"\n{tally(shown)}; {options.n_threads} threads")
     return int(any(row.verdict == "MISS" for row in shown))
 
 

@@ -71,7 +71,7 @@ def rows(path: Path, is_masked: bool, n_threads: int, rounds: int) -> Iterator[R
 def main(given: list[str] | None = None) -> int:
     """Print the table; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench overhead", description=__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of both engines (default: 1 2)")
+    parser.add_argument("--n-threads", type=int, nargs="+", default=[1, 2], help="of both engines (default: 1 2)")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(given)
     found = []
@@ -79,7 +79,7 @@ def main(given: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for is_masked in (False, True):
             path = export(Path(folder), is_masked)
-            for n_threads in options.threads:
+            for n_threads in options.n_threads:
                 for row in rows(path, is_masked, n_threads, options.rounds):
                     found.append(row)
                     print(row.line(), flush=True)

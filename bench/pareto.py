@@ -127,12 +127,12 @@ def run(contests: Sequence[Contest], path: Path, content: dict, rounds: int, n_t
                 ask("capture", contest, progress)
         for contest in contests:
             progress.set_description(contest.name)
-            result = ask("measure", contest, progress, "--threads", n_threads, "--rounds", rounds)
+            result = ask("measure", contest, progress, "--n-threads", n_threads, "--rounds", rounds)
             progress.update((rounds - result["rounds"]) * len(contest.layers))
             if contest.is_synthetic:
                 budget = next((e for name, e, _ in SPEED_BARS if name == contest.name), BUDGETS[0])
                 _, settings = uniform_at(result, OURS, budget)
-                answer = ask("memory", contest, progress, "--threads", n_threads, "--settings", json.dumps(settings))
+                answer = ask("memory", contest, progress, "--n-threads", n_threads, "--settings", json.dumps(settings))
                 result |= {"bytes": answer["bytes"], "memory_settings": settings}
             content["cases"][contest.name] = result
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,12 +147,12 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--quick", action="store_true", help="the shortest length of each task, one round, not judged")
     parser.add_argument("--rounds", type=int, default=3, help="at most; fewer where they are long (%(default)s)")
-    parser.add_argument("--threads", type=int, default=min(2, _threads.available_cpus()), help="(%(default)s)")
+    parser.add_argument("--n-threads", type=int, default=min(2, _threads.available_cpus()), help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="where results are kept (default: out/pareto.json)")
     parser.add_argument("--picture", type=Path, default=Path("out/pareto.png"), help="(%(default)s)")
     options = parser.parse_args(given)
-    if options.rounds < 1 or options.threads < 1:
-        parser.error(f"--rounds and --threads must be at least 1, got {options.rounds} and {options.threads}")
+    if options.rounds < 1 or options.n_threads < 1:
+        parser.error(f"--rounds and --n-threads must be at least 1, got {options.rounds} and {options.n_threads}")
     options.json = options.json or Path("out/pareto-quick.json" if options.quick else "out/pareto.json")
     return options
 
@@ -165,7 +165,7 @@ def main(given: Sequence[str] | None = None) -> int:
     content: dict[str, Any] = {"cases": {}}
     if options.json.exists() and not options.fresh:
         content = json.loads(options.json.read_text())
-    content["machine"] = machine.describe(options.threads)
+    content["machine"] = machine.describe(options.n_threads)
     known = content["cases"]
     for name, result in known.items():
         if name not in (options.case or ()):
@@ -173,13 +173,13 @@ def main(given: Sequence[str] | None = None) -> int:
     wanted = QUICK if options.quick else [contest.name for contest in CONTESTS]
     due = options.case or [name for name in wanted if name not in known]
     run([contest for contest in CONTESTS if contest.name in due], options.json, content,
-        1 if options.quick else options.rounds, options.threads)  # fmt: skip
+        1 if options.quick else options.rounds, options.n_threads)  # fmt: skip
     results = {contest.name: known[contest.name] for contest in CONTESTS if contest.name in known}
     found = list(rows(results))
     for row in found:
         row.holds_here = not options.quick
     print("\n" + "\n".join([heading(), *(row.line() for row in found)]))
-    print(f"\n{tally(found)}; {options.threads} threads")
+    print(f"\n{tally(found)}; {options.n_threads} threads")
     draw(options.picture, results)
     print(f"Results: {options.json}. Picture: {options.picture}")
     return 0

@@ -268,7 +268,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("what", choices=("capture", "measure", "memory"))
     parser.add_argument("name", choices=[contest.name for contest in CONTESTS])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n-threads", type=int, default=2)
     parser.add_argument("--settings", type=json.loads, default={})
     options = parser.parse_args(given)
     contest = next(contest for contest in CONTESTS if contest.name == options.name)
@@ -276,9 +276,9 @@ def main(given: list[str] | None = None) -> int:
         contest.capture()
         print("{}")
     elif options.what == "memory":
-        print(json.dumps(peak(contest.n_tokens, options.settings, options.threads)))
+        print(json.dumps(peak(contest.n_tokens, options.settings, options.n_threads)))
     else:
-        print(json.dumps(measure(contest, options.threads, options.rounds, lambda: print("layer", file=sys.stderr))))
+        print(json.dumps(measure(contest, options.n_threads, options.rounds, lambda: print("layer", file=sys.stderr))))
     return 0
 
 

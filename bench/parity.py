@@ -198,7 +198,7 @@ def main(given: list[str] | None = None) -> int:
     """Print the table; 1 if a row is beyond its bar."""
     parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__)
     parser.add_argument("group", nargs="*", choices=[[], *GROUPS], help=f"of {', '.join(GROUPS)} (default: all)")
-    parser.add_argument("--threads", type=int, help="of both engines")
+    parser.add_argument("--n-threads", type=int, help="of both engines")
     options = parser.parse_args(given)
     print(line(tuple(name for name, _ in COLUMNS)))
     print("-" * (sum(abs(w) for _, w in COLUMNS) + 2 * len(COLUMNS) - 2), flush=True)
@@ -206,7 +206,7 @@ def main(given: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             for group in options.group or GROUPS:
-                for row in GROUPS[group](Path(folder), options.threads):
+                for row in GROUPS[group](Path(folder), options.n_threads):
                     all_passed &= row.verdict != "MISSED"
                     print(row, flush=True)
     except (PyclattnError, FetchError) as error:

@@ -36,14 +36,14 @@ def run_parts(
         Arguments; those of the command line by default.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=about)
-    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
+    parser.add_argument("--n-threads", type=int, default=_threads.available_cpus())
     parser.add_argument("--only", action="append", choices=parts, help="measure these anew (default: what is missing)")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--json", type=Path, default=results, help="where results are kept (%(default)s)")
     options = parser.parse_args(given)
     due = options.only or (list(parts) if options.fresh else None)
-    bound = {part: partial(measure, options.threads) for part, measure in parts.items()}
-    return measured(bound, options.json, options.threads, due)
+    bound = {part: partial(measure, options.n_threads) for part, measure in parts.items()}
+    return measured(bound, options.json, options.n_threads, due)
 
 
 def measured(

@@ -182,7 +182,7 @@ def keep_and_tell(path: str) -> int:
 def main(given: list[str] | None = None) -> int:
     """Print the table, keep it in bench/results; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench quantised", description=__doc__)
-    parser.add_argument("--threads", type=int, default=_threads.available_cpus())
+    parser.add_argument("--n-threads", type=int, default=_threads.available_cpus())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels a side of the saliency image (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -192,13 +192,13 @@ def main(given: list[str] | None = None) -> int:
         print(json.dumps(keep_and_tell(options.worker)))
         return 0
     parts = {
-        "products": lambda: products(options.threads, options.rounds),
-        "text": lambda: text(options.threads, options.rounds),
-        "similarity": lambda: similarity(options.threads),
-        "saliency": lambda: heat_map(options.threads, options.size),
-        "size": lambda: sizes(options.threads),
+        "products": lambda: products(options.n_threads, options.rounds),
+        "text": lambda: text(options.n_threads, options.rounds),
+        "similarity": lambda: similarity(options.n_threads),
+        "saliency": lambda: heat_map(options.n_threads, options.size),
+        "size": lambda: sizes(options.n_threads),
     }
-    return measured(parts, RESULTS, options.threads, options.only)
+    return measured(parts, RESULTS, options.n_threads, options.only)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, name in ((onnx, "ONNX Runtime"), (torch, "torch")):
         command.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
         command.add_argument("--golden", metavar="FILE", help=f"write inputs and {name}'s outputs as .npz")
-        command.add_argument("--threads", type=int, metavar="N", help="threads for verification")
+        command.add_argument("--n-threads", type=int, metavar="N", help="threads for verification")
     return parser
 
 
@@ -89,7 +89,7 @@ def _onnx(arguments: argparse.Namespace) -> int:
         inputs=_arrays(arguments.input) if arguments.input else None,
         sizes=_sizes(arguments.size),
         golden=arguments.golden,
-        n_threads=arguments.threads,
+        n_threads=arguments.n_threads,
         weights=arguments.weights,
         keep_above=arguments.keep_above,
     )
@@ -120,7 +120,7 @@ def _torch(arguments: argparse.Namespace) -> int:
         dynamic=_named_axes(arguments.dynamic) if arguments.dynamic else None,
         exporter=arguments.exporter,
         golden=arguments.golden,
-        n_threads=arguments.threads,
+        n_threads=arguments.n_threads,
     )
     return _report(result, arguments.output)
 

@@ -26,16 +26,16 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path, capsys):
 
     stopped = {"one": part("one", 3.0), "two": part("two", None)}
     with pytest.raises(KeyboardInterrupt):
-        run_parts("some", "", stopped, path, ["--threads", "2"])
+        run_parts("some", "", stopped, path, ["--n-threads", "2"])
     parts = {"one": part("one", 1.0), "two": part("two", 2.5)}
-    assert run_parts("some", "", parts, path, ["--threads", "2"]) == 0
+    assert run_parts("some", "", parts, path, ["--n-threads", "2"]) == 0
     assert measured == ["one", "two", "two"]
     assert "2 bars hold, 0 missed" in capsys.readouterr().out
-    assert run_parts("some", "", parts, path, ["--threads", "2", "--only", "one"]) == 1  # now it is below its bar
+    assert run_parts("some", "", parts, path, ["--n-threads", "2", "--only", "one"]) == 1  # now it is below its bar
     assert [(row["part"], row["value"], row["verdict"]) for row in json.loads(path.read_text())["rows"]] == [
         ("one", 1.0, "MISS"), ("two", 2.5, "ok"),
     ]  # fmt: skip
-    run_parts("some", "", parts, path, ["--threads", "2", "--fresh"])
+    run_parts("some", "", parts, path, ["--n-threads", "2", "--fresh"])
     assert measured == ["one", "two", "two", "one", "one", "two"]
 
 

@@ -112,18 +112,18 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
     parser.add_argument("--documents", type=int, default=N_DOCUMENTS, help="with an actor killed (%(default)s)")
     parser.add_argument("--timed", type=int, default=4000, help="documents for one actor and two (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n-threads", type=int, default=2)
     parser.add_argument("--only", choices=["killed", "actors"], action="append")
     options = parser.parse_args(given)
     path = model()
     columns = corpus(max(options.documents, options.timed))
     some = [{name: column[:n] for name, column in columns.items()} for n in (options.documents, options.timed)]
-    with engine.ray_data(options.threads) as data:
+    with engine.ray_data(options.n_threads) as data:
         groups = {
-            "killed": lambda: killed(data, path, some[0], options.threads),
+            "killed": lambda: killed(data, path, some[0], options.n_threads),
             "actors": lambda: actors(data, path, some[1]),
         }
-        return measured(groups, RESULT, options.threads, options.only or list(groups))
+        return measured(groups, RESULT, options.n_threads, options.only or list(groups))
 
 
 if __name__ == "__main__":

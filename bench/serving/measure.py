@@ -157,16 +157,16 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="of load (%(default)s)")
     parser.add_argument("--seconds", type=float, default=25.0, help="of each engine's turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="of turns (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n-threads", type=int, default=2)
     parser.add_argument("--only", choices=["start", "load", "versus"], action="append")
     options = parser.parse_args(given)
     _, model = served()
     groups = {
-        "start": lambda: start(model, options.threads, 5),
-        "versus": lambda: versus(model, options.threads, options.seconds, options.rounds),
-        "load": lambda: load(model, options.threads, 60 * options.minutes),
+        "start": lambda: start(model, options.n_threads, 5),
+        "versus": lambda: versus(model, options.n_threads, options.seconds, options.rounds),
+        "load": lambda: load(model, options.n_threads, 60 * options.minutes),
     }
-    return measured(groups, RESULT, options.threads, options.only or list(groups))
+    return measured(groups, RESULT, options.n_threads, options.only or list(groups))
 
 
 if __name__ == "__main__":

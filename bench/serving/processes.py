@@ -76,10 +76,10 @@ def serving(command: Sequence[str]) -> Iterator[Server]:
 
 def ours(model: Path, n_threads: int, *more: str) -> list[str]:
     """The command of ``pyclattn serve``, as it comes."""
-    return ["-c", WITHOUT_NUMBA, "serve", str(model), "--threads", str(n_threads), "--log-level", "warning", *more]
+    return ["-c", WITHOUT_NUMBA, "serve", str(model), "--n-threads", str(n_threads), "--log-level", "warning", *more]
 
 
 def theirs(model: Path, n_threads: int, timeout: float) -> list[str]:
     """ONNX Runtime behind the same server."""
     module = ["-m", "bench.serving.onnxruntime_server", str(model)]
-    return [*module, "--threads", str(n_threads), "--timeout", str(timeout)]
+    return [*module, "--n-threads", str(n_threads), "--timeout", str(timeout)]

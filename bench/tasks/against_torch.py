@@ -78,7 +78,7 @@ def main(given: list[str] | None = None) -> int:
     """Time the tasks."""
     parser = argparse.ArgumentParser(prog="python -m bench.tasks.against_torch", description=__doc__)
     parser.add_argument("task", nargs="*", choices=[*TASKS, []], help="default: all")
-    parser.add_argument("--threads", type=int, help="of both (default: the CPUs there are)")
+    parser.add_argument("--n-threads", type=int, help="of both (default: the CPUs there are)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="(%(default)s)")
     options = parser.parse_args(given)
     try:
@@ -86,7 +86,7 @@ def main(given: list[str] | None = None) -> int:
     except ImportError:
         print("against_torch: needs PyTorch", file=sys.stderr)
         return 1
-    n_threads = _threads.resolve(options.threads)
+    n_threads = _threads.resolve(options.n_threads)
     torch.set_num_threads(n_threads)
     for name in options.task or TASKS:
         make, size, unit = TASKS[name]

@@ -218,7 +218,7 @@ def main(given: list[str] | None = None) -> int:
         "--length", type=int, action="append", help=f"of genes; default: {', '.join(map(str, LENGTHS))}"
     )
     parser.add_argument("--attention", action="append", help="a method or JSON, as pyclattn run takes it; default: all")
-    parser.add_argument("--threads", type=int, help="default: the CPUs there are")
+    parser.add_argument("--n-threads", type=int, help="default: the CPUs there are")
     parser.add_argument("--picture", type=Path, default=Path("out/genomics.png"), help="(%(default)s)")
     options = parser.parse_args(given)
     lengths = options.length or LENGTHS
@@ -228,7 +228,7 @@ def main(given: list[str] | None = None) -> int:
         chosen = {text: parse_attention(text) for text in options.attention or ()} or ATTENTIONS
         for attention in chosen.values():
             Plan.of(attention, TisTransformer.attentions)
-        table(lengths, chosen, _threads.resolve(options.threads), options.picture)
+        table(lengths, chosen, _threads.resolve(options.n_threads), options.picture)
     except (PyclattnError, FetchError) as error:
         print(f"genomics: {error}", file=sys.stderr)
         return 1

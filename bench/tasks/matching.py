@@ -228,7 +228,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--pair", action="append", choices=PAIRS, help="default: all")
     parser.add_argument("--keypoints", type=int, action="append", help=f"default: {', '.join(map(str, KEYPOINTS))}")
     parser.add_argument("--attention", action="append", help="a method or JSON, as pyclattn run takes it; default: all")
-    parser.add_argument("--threads", type=int, help="default: the CPUs there are")
+    parser.add_argument("--n-threads", type=int, help="default: the CPUs there are")
     parser.add_argument("--picture", type=Path, default=Path("out/matching.png"), help="(%(default)s)")
     options = parser.parse_args(given)
     try:
@@ -237,7 +237,7 @@ def main(given: list[str] | None = None) -> int:
             Plan.of(attention, LighterGlue.attentions)
         if options.keypoints and min(options.keypoints) < 1:
             parser.error(f"--keypoints must be at least 1, got {min(options.keypoints)}")
-        n_threads = _threads.resolve(options.threads)
+        n_threads = _threads.resolve(options.n_threads)
         table(options.pair or PAIRS, options.keypoints or KEYPOINTS, chosen, n_threads, options.picture)
     except (PyclattnError, FetchError) as error:
         print(f"matching: {error}", file=sys.stderr)

@@ -110,7 +110,7 @@ def run_engine(engine: str, image: np.ndarray, folder: Path, n_threads: int) -> 
     pixels, heat = folder / "image.npy", folder / f"{engine}.npy"
     np.save(pixels, image)
     command = [sys.executable, "-m", "bench.tasks.saliency", "--worker", engine, str(pixels), str(heat)]
-    done = subprocess.run([*command, "--threads", str(n_threads)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--n-threads", str(n_threads)], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise FetchError(f"{ENGINES[engine]} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
@@ -178,11 +178,11 @@ def main(given: list[str] | None = None) -> int:
     """Run the demo, or one engine of it."""
     parser = argparse.ArgumentParser(prog="python -m bench.tasks.saliency", description=__doc__)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels a side, a multiple of 14 (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of every engine (default: the CPUs there are)")
+    parser.add_argument("--n-threads", type=int, help="of every engine (default: the CPUs there are)")
     parser.add_argument("--picture", type=Path, default=Path("out/saliency.png"), help="(%(default)s)")
     parser.add_argument("--worker", nargs=3, metavar=("ENGINE", "PIXELS", "HEAT"), help=argparse.SUPPRESS)
     options = parser.parse_args(given)
-    n_threads = _threads.resolve(options.threads)
+    n_threads = _threads.resolve(options.n_threads)
     if options.size % PATCH or options.size < PATCH:
         parser.error(f"--size must be a multiple of {PATCH}, got {options.size}")
     try:

@@ -54,11 +54,11 @@ def main(example: Example, about: str | None) -> None:
     parser.add_argument("--only", nargs="+", choices=example.networks, default=list(example.networks))
     parser.add_argument("--out", type=Path, default=Path("out/examples"), help="where networks and curves are kept")
     parser.add_argument("--steps", type=int, default=example.n_steps)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n-threads", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="train even what has been trained")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="also put what tests need here")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(given.n_threads)
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.only:
         path = given.out / f"{example.name}-{name}.pt"

@@ -28,7 +28,7 @@ def add(commands, to_bytes: Callable[[str], int]) -> None:
                         help="answer requests for this Host too, as behind a proxy")  # fmt: skip
     parser.add_argument("--attention", help="as of pyclattn run")
     parser.add_argument("--precision", default="float32", choices=CHOICES, help="as of pyclattn run (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of a run (default: the CPUs this process may use)")
+    parser.add_argument("--n-threads", type=int, help="of a run (default: the CPUs this process may use)")
     parser.add_argument("--max-memory", type=to_bytes, metavar="BYTES",
                         help="of one model and its run; a number, or with MB or GB behind it")  # fmt: skip
     parser.add_argument("--reload-every", type=float, default=1.0, metavar="SECONDS",
@@ -70,7 +70,7 @@ def serve(arguments: argparse.Namespace) -> None:
         load,
         attention=attention,
         precision=arguments.precision,
-        n_threads=arguments.threads,
+        n_threads=arguments.n_threads,
         max_memory=arguments.max_memory,
     )
     repository = Repository(

@@ -20,7 +20,17 @@ class Running:
     """A started service."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "pyclattn.cli", "serve", *map(str, arguments), "--port", "0", "--threads", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "pyclattn.cli",
+            "serve",
+            *map(str, arguments),
+            "--port",
+            "0",
+            "--n-threads",
+            "2",
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ})
         self.lines, self._read, self._more = [], 0, threading.Condition()
         self._reader = threading.Thread(target=self._collect, daemon=True)
