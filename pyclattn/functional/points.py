@@ -11,6 +11,7 @@ from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
 
 CHUNK = 64  # queries of one task, which share the loading of the points
+BLOCK = 2048  # points that the compiled kernel has before it at a time
 # Below this many differences (0.1 ms; neighbours are also picked) a second thread costs more than it saves.
 SMALL, SMALL_PICKED = 1_000_000, 250_000
 
@@ -117,6 +118,30 @@ def nearest_neighbors(
         CHUNK, neighbors,
     )  # fmt: skip
     return neighbors
+
+
+def working_bytes(
+    points: tuple[int, ...], n_queries: int = 0, n_neighbors: int | None = None, *, n_threads: int = 1
+) -> int:
+    """Bytes a call holds at most beside its inputs and output: of `nearest_neighbors`, or without it of the other.
+
+    Parameters
+    ----------
+    points : tuple of int
+        (B, N, P)
+    n_queries, n_neighbors : int
+    n_threads : int
+
+    Returns
+    -------
+    int
+    """
+    batch, n_points, depth = points
+    checked = batch * (depth * max(n_points, n_queries) + 32 * n_points)  # what is finite; positions beside a mask
+    if n_neighbors is None:
+        return checked + n_threads * 4 * (n_points + 48) * (depth + 1)
+    lists = 3 * (CHUNK + 17) * (n_neighbors + max(n_neighbors, 32) + 16)  # a query's nearest and newcomers
+    return checked + n_threads * 4 * ((min(BLOCK, n_points) + 64) * (depth + 2) + lists)
 
 
 def _points(name: str, given: Given, padding: Given) -> tuple[Float32, _ragged.Spans]:

@@ -58,6 +58,12 @@ def test_where_centroids_start(masks):
         np.testing.assert_array_equal(got, want)
 
 
+def test_fewer_points_than_neighbors():
+    """As in the layer and the twin: a model with 32 neighbours runs on 30 points too."""
+    got = run("pyclattn:nearest_neighbors", [POINTS[:, :4], POINTS], {"n_neighbors": 32})
+    np.testing.assert_array_equal(got, pyclattn.nearest_neighbors(POINTS[:, :4], POINTS, 30))
+
+
 @pytest.mark.parametrize(
     ("kind", "arrays", "attributes", "said"),
     [
@@ -65,7 +71,7 @@ def test_where_centroids_start(masks):
         ("centroid_attention", [QUERY, KEY, VALUE, NEAR + 30], {}, "neighbors"),
         ("farthest_point_sampling", [POINTS], {}, "n_centroids"),
         ("farthest_point_sampling", [POINTS], {"n_centroids": 31}, "31 of 30"),
-        ("nearest_neighbors", [POINTS, POINTS], {"n_neighbors": 31}, "n_neighbors"),
+        ("nearest_neighbors", [POINTS, POINTS], {"n_neighbors": 0}, "n_neighbors"),
     ],
 )
 def test_bad_nodes(kind, arrays, attributes, said):

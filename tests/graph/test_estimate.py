@@ -131,3 +131,36 @@ def test_coclustered_bytes_are_those_allocated(name):
         tracemalloc.stop()
     told = coclustered.working_bytes(*shapes, n_threads=0, **parameters)
     assert 0.85 <= told / allocated <= 1.15, f"told {told / 1e6:.2f} MB, allocated {allocated / 1e6:.2f} MB"
+
+
+PROGRAM_OF_POINTS = """
+import json, sys
+import numpy as np
+import pyclattn
+from pyclattn.functional.points import working_bytes
+
+def status(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+n, k, is_masked = json.loads(sys.argv[1])
+rng = np.random.default_rng(0)
+queries, points = (rng.standard_normal((1, n, 3), dtype=np.float32) for _ in range(2))
+how = {"n_threads": 2, "key_padding_mask": rng.random((1, n)) < 0.3 if is_masked else None}
+pyclattn.nearest_neighbors(queries[:, :99], points[:, :99], 9, n_threads=2)  # what is loaded once
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+found = pyclattn.nearest_neighbors(queries, points, k, **how)
+taken = status("VmHWM") - before - found.nbytes
+print(json.dumps([taken, working_bytes(points.shape, n, k, n_threads=2), found.nbytes]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is read and reset through /proc")
+@pytest.mark.parametrize("case", [(30_000, 64, False), (30_000, 64, True), (30_000, 500, True)], ids=str)
+def test_neighbors_take_no_more_than_is_told(case):
+    command = [sys.executable, "-c", PROGRAM_OF_POINTS, json.dumps(case)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    taken, told, output = json.loads(run.stdout)
+    assert taken <= told + 500_000, f"took {taken / 1e6:.2f} MB, told {told / 1e6:.2f} MB"  # stacks, the allocator
+    assert told < 0.3 * output

@@ -60,20 +60,20 @@ def _farthest_point_sampling(node: Node) -> Kernel:
         node, Spec((n_batch, n), np.int64), points.farthest_point_sampling, 1, ("key_padding_mask",), n_centroids=n,
         n_threads=threads,
     )  # fmt: skip
-    kernel.transient += 4 * (n_points + 48) * (depth + 1) * threads
+    kernel.transient += points.working_bytes((n_batch, n_points, depth), n_threads=threads)
     return kernel
 
 
 @op("pyclattn:nearest_neighbors")
 def _nearest_neighbors(node: Node) -> Kernel:
-    """queries (B, M, P), points (B, N, P), key_padding_mask."""
-    shape, k = _rank(node, 0, "queries", 3), node.attr("n_neighbors")
-    _rank(node, 1, "points", 3)
+    """queries (B, M, P), points (B, N, P), key_padding_mask. All points, where there are fewer than are asked for."""
+    shape, others, threads = _rank(node, 0, "queries", 3), _rank(node, 1, "points", 3), node.settings.n_threads
+    k = min(node.attr("n_neighbors"), others[1])
     kernel = _calling(
         node, Spec((*shape[:2], k), np.int64), points.nearest_neighbors, 2, ("key_padding_mask",), n_neighbors=k,
-        n_threads=node.settings.n_threads,
+        n_threads=threads,
     )  # fmt: skip
-    kernel.transient += 4 * kernel.outputs[0].nbytes
+    kernel.transient += points.working_bytes(others, shape[1], k, n_threads=threads)
     return kernel
 
 
