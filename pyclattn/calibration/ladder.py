@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,23 @@ RIVAL = Family("improved-clustered", "topk", (("cluster_factor", 5.0), ("cluster
 # The rival is tried where co-clustering takes more than this share of exact attention's time.
 SLOW = 0.4
 FAMILIES = {family.name: family for family in (*COCLUSTERED, RIVAL)}
+
+
+def setting_of(choices: Iterable[Choice]) -> tuple[Family, int] | None:
+    """The family and level that these choices for the heads of an attention are of, if not all are exact.
+
+    Examples
+    --------
+    >>> family, level = setting_of([Choice("exact", {}, (0, 2)), START.choice(96, (1, 3, 4))])
+    >>> family == START, level
+    (True, 96)
+    """
+    for choice in reversed(tuple(choices)):  # heads set aside come first
+        for family in FAMILIES.values():
+            level = choice.parameters.get(family.knob)
+            if level is not None and choice == family.choice(level, choice.heads):
+                return family, level
+    return None
 
 
 def levels(low: int, high: int) -> list[int]:

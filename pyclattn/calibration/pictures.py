@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from pyclattn.plan import LengthClass
 
 # Panels of a row.
 COLUMNS = 4
+# Of words that may stand on a line.
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+# Heads that a legend names one by one.
+MOST_NAMED = 16
 # Colours of families, dark to light by clusters; the rival apart. Told apart without red and green.
 COLOURS = dict(zip(FAMILIES, ("#0d3b66", "#2a78b5", "#86c1e8", "#e07a1f")))
 
@@ -86,6 +91,68 @@ def errors(path: Path, classes: Mapping[str, tuple[Sequence[Record], LengthClass
     _save(figure, path)
 
 
+@dataclass(frozen=True)
+class HeadCurve:
+    """One attention's heads over the levels of one family.
+
+    Attributes
+    ----------
+    family : str
+    shares : float array (levels,)
+        Time, of exact attention's.
+    errors : float array (levels, heads)
+        Relative.
+    chosen : float, optional
+        Where among the shares the chosen level is.
+    aside : set of int
+        Heads that run otherwise.
+    """
+
+    family: str
+    shares: np.ndarray
+    errors: np.ndarray
+    chosen: float | None
+    aside: set[int]
+
+
+def heads(path: Path, curves: Mapping[str, HeadCurve], target: float) -> None:
+    """Error against time, a panel an attention, a line a head."""
+    names = short(list(curves))
+    n_columns = min(COLUMNS, len(curves))
+    n_rows = -(-len(curves) // n_columns)
+    figure, axes = pyplot().subplots(
+        n_rows, n_columns, figsize=(3.4 * n_columns, 2.7 * n_rows + 0.6), layout="constrained", sharex=True,
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    most = max(curve.errors.shape[1] for curve in curves.values())
+    colours = pyplot().get_cmap("viridis")(np.linspace(0, 0.95, most))
+    lines = {}
+    for axis, (name, curve) in zip(axes.flat, curves.items()):
+        for head, column in enumerate(np.maximum(curve.errors, 1e-6).T):
+            is_aside = head in curve.aside
+            style = "--" if is_aside else "-"
+            (lines[head],) = axis.plot(curve.shares, column, style, marker=".", ms=4, lw=1, color=colours[head])
+            if curve.chosen is not None and not is_aside:
+                at = int(np.argmin(np.abs(curve.shares - curve.chosen)))
+                axis.plot([curve.shares[at]], [column[at]], "*", ms=9, color=colours[head], mec="black", mew=0.5)
+        axis.axhline(target, color="black", lw=0.8, ls=":")
+        axis.set_title(f"{names[name]}: {curve.family.partition(' ')[2]}", fontsize=7)
+        axis.set_yscale("log")
+        axis.grid(alpha=0.2)
+    ends = [curve.shares[at] for curve in curves.values() for at in (0, -1)]
+    axes.flat[0].set_xlim(0.9 * min(ends), 1.1 * max(ends))  # all share it
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    figure.supxlabel("time, of exact attention", fontsize=10)
+    figure.supylabel("relative error of a head", fontsize=10)
+    shown = sorted(lines) if most <= MOST_NAMED else [0, most - 1]  # dark to light in their order
+    figure.legend(
+        [lines[head] for head in shown], [f"head {head}" for head in shown], loc="outside upper center",
+        ncols=min(len(shown), 8), fontsize=9, frameon=False,
+    )  # fmt: skip
+    _save(figure, path)
+
+
 def whole(path: Path, rows: Sequence[Mapping[str, float]], target: float) -> None:
     """Error of the whole output against the time of a run, for plans of several bounds."""
     figure, axis = pyplot().subplots(figsize=(5.6, 3.8), layout="constrained")
@@ -95,15 +162,15 @@ def whole(path: Path, rows: Sequence[Mapping[str, float]], target: float) -> Non
         weight = "bold" if row["target"] == target else "normal"
         axis.annotate(
             f"max_error {row['target']:g}", (row["seconds"], max(row["error"], 1e-7)), xytext=(8, (-9, 0, 0, 9)[i % 4]),
-            va="center", textcoords="offset points", fontsize=9, weight=weight,
+            va="center", textcoords="offset points", fontsize=9, weight=weight, bbox=BEHIND,
         )  # fmt: skip
     exact = next(row for row in rows if row["target"] == 0)
     axis.axvline(exact["seconds"], color="black", lw=0.8, ls=":")
     axis.annotate("exact", (exact["seconds"], 0.5), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-                  textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
+                  textcoords="offset points", ha="right", va="bottom", fontsize=9, bbox=BEHIND)  # fmt: skip
     axis.set_yscale("log")
     axis.margins(y=0.12)
-    axis.set_xlim(0, 1.3 * max(row["seconds"] for row in rows))
+    axis.set_xlim(0, 1.5 * max(row["seconds"] for row in rows))
     axis.set_xlabel("seconds of a run")
     axis.set_ylabel("relative error of the outputs")
     axis.grid(alpha=0.2)

@@ -14,8 +14,10 @@ import numpy as np
 from pyclattn._tables import table
 from pyclattn.calibration import pictures
 from pyclattn.calibration.clusters import coloured, grid
+from pyclattn.calibration.ladder import START, setting_of
+from pyclattn.calibration.pictures import HeadCurve
 from pyclattn.calibration.records import Record, relative
-from pyclattn.calibration.solving import length_classes, solve_attention
+from pyclattn.calibration.solving import Curve, length_classes, solve_attention
 from pyclattn.errors import ArgumentError
 from pyclattn.functional.coclustered import query_clusters
 from pyclattn.graph.spec import Observed
@@ -63,10 +65,14 @@ def write(
     text = ["# Calibration", "", f"Largest error of an attention: {target:g}. {len(feeds)} samples, "
             f"{model.n_threads} threads.", "", "```", plan.summary(), "```", ""]  # fmt: skip
     longest = {name: _longest(plan, name, own) for name, own in records.items()}
-    if longest:
-        pictures.errors(folder / "errors.png", longest, target)
+    tried = {name: found for name, found in longest.items() if any(record.probes for record in found[0])}
+    if tried:
+        pictures.errors(folder / "errors.png", tried, target)
         text += _picture("errors.png", "Error against time of every setting tried, on every sample. The star is the "
                          "chosen point: what is expected of inputs unseen. Dotted: the bound.")  # fmt: skip
+        text += _heads(folder, tried, target)
+    else:
+        text += ["No setting was tried: all attentions are masked by pairs of tokens, causal or short.", ""]
     text += _whole(folder, model, feed, records, plan, target)
     text += _clusters(folder, model, feed, longest)
     (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
@@ -79,6 +85,39 @@ def _picture(name: str, caption: str) -> list[str]:
 def _longest(plan: Plan, name: str, records: Sequence[Record]) -> tuple[Sequence[Record], LengthClass]:
     """The records of the longest class, and its choice."""
     return length_classes(records)[-1], plan.calibrated[name].classes[-1]
+
+
+def head_curves(longest: Mapping[str, tuple[Sequence[Record], LengthClass]]) -> dict[str, HeadCurve]:
+    """Each head's error over time, in the family that was chosen, or else the first."""
+    curves = {}
+    for name, (records, chosen) in longest.items():
+        family, level = setting_of(chosen.choices) or (START, 0)
+        curve = Curve(family, records)
+        if curve.levels:
+            norms = np.array([record.norms for record in records])
+            mean = np.sqrt(np.mean(curve.errors / np.maximum(norms, 1e-300), axis=1))
+            share = dict(zip(curve.levels, curve.shares.tolist())).get(level)
+            curves[name] = HeadCurve(family.name, curve.shares, mean, share, _exact_heads(records[0], chosen))
+    return curves
+
+
+def _heads(folder: Path, tried: Mapping[str, tuple[Sequence[Record], LengthClass]], target: float) -> list[str]:
+    curves = head_curves(tried)
+    if not curves:
+        return []
+    pictures.heads(folder / "heads.png", curves, target)
+    return _picture("heads.png", "Error of each head (of keys) against the time of all, in the family of settings that "
+                    "was chosen: root of the mean square over samples. Dashed: heads that run exactly, or by another "
+                    "setting. Stars: the chosen point.")  # fmt: skip
+
+
+def _exact_heads(record: Record, chosen: LengthClass) -> set[int]:
+    """Heads of keys that are set aside from the chosen setting."""
+    group = record.n_heads // record.n_kv_heads
+    kept = chosen.choices[-1]
+    if kept.method == "exact" and kept.heads is None:
+        return set(range(record.n_kv_heads))
+    return set() if kept.heads is None else set(range(record.n_kv_heads)) - {head // group for head in kept.heads}
 
 
 def _whole(
@@ -138,6 +177,13 @@ def _timed(model: Model, plan: Plan, feed: Mapping) -> tuple[dict[str, np.ndarra
     return outputs, dict(kinds), seconds
 
 
+def _query_clusters(chosen: LengthClass, seen: Observed) -> int:
+    """As many as the choice for most heads has."""
+    n_queries, n_keys = seen.query.shape[2], seen.key.shape[2]
+    given = chosen.choices[-1].at(n_queries, n_keys)
+    return int(given.get("n_query_clusters") or given.get("n_clusters") or query_clusters(n_queries))
+
+
 def _clusters(folder: Path, model: Model, feed: Mapping, longest: Mapping) -> list[str]:
     """Clusters on the grid of tokens, of some attentions that the plan clusters."""
     clustered = [name for name, (_, c) in longest.items() if any(choice.method != "exact" for choice in c.choices)]
@@ -152,7 +198,7 @@ def _clusters(folder: Path, model: Model, feed: Mapping, longest: Mapping) -> li
             return
         special, side = square
         group = seen.query.shape[1] // seen.key.shape[1]
-        n_clusters = query_clusters(seen.query.shape[2])
+        n_clusters = _query_clusters(longest[seen.name][1], seen)
         for head in range(min(SHOWN_HEADS, seen.query.shape[1])):
             colours = coloured(seen.query[0, head], seen.key[0, head // group], n_clusters, model.n_threads)
             panels[f"{short[seen.name]}, head {head}"] = colours[special:].reshape(side, side, 3)

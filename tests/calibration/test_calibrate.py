@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import pyclattn
-from pyclattn.calibration import calibrate, errors_of, quantize
+from pyclattn.calibration import calibrate, errors_of, quantize, report
 from pyclattn.calibration.calibrate import _Prober
-from pyclattn.calibration.ladder import COCLUSTERED, RIVAL, START, levels
+from pyclattn.calibration.ladder import COCLUSTERED, RIVAL, START, levels, setting_of
 from pyclattn.calibration.metrics import METRICS
 from pyclattn.calibration.pictures import short
 from pyclattn.calibration.probing import Comparison, search
 from pyclattn.calibration.records import Probe, Record, squares
-from pyclattn.calibration.solving import expected_error, goal, length_classes, solve
+from pyclattn.calibration.solving import expected_error, goal, length_classes, solve, solve_attention
 from pyclattn.cli import main
 from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError
 from pyclattn.graph.program import Op, Program, Value
@@ -422,10 +422,35 @@ def test_the_command_line(files, capsys, steady):
         assert main(["run", whole, "-i", one, "-o", str(files / "out.npz"), *extra]) == 0
     text = (files / "report" / "report.md").read_text()
     pictures = re.findall(r"\]\((.*?)\)", text)
-    assert pictures == ["errors.png", "whole.png", "times.png", "output_0.png", "clusters.png"]
+    assert pictures == ["errors.png", "heads.png", "whole.png", "times.png", "output_0.png", "clusters.png"]
     for name in pictures:
         assert (files / "report" / name).read_bytes()[:4] == b"\x89PNG"
     assert "first" in text
+
+
+def test_a_report_of_each_head(steady):
+    """Errors of heads in the chosen family, of heads set aside too; none where nothing was tried."""
+    records = {"a": [record(), record()], "b": [record()]}
+    for own in records["a"]:
+        search(own, measured(0.5, weights=(0.001, 1, 0.002, 0.001)), 0.01, [])
+    records["b"][0].is_fixed = True
+    longest = {name: (own, solve_attention(own, 0.02).classes[-1]) for name, own in records.items()}
+    assert list(report.head_curves(longest)) == ["a"]
+    curve = report.head_curves(longest)["a"]
+    assert curve.aside == {1}
+    assert curve.chosen in curve.shares
+    family, level = setting_of(longest["a"][1].choices)
+    at = curve.shares.tolist().index(curve.chosen)
+    error = 0.5 * (level / 64) ** -0.6 * dict(family.fixed)["cluster_factor"] ** -0.5
+    np.testing.assert_allclose(curve.errors[at], error * np.sqrt([0.001, 1, 0.002, 0.001]), rtol=1e-6)
+
+
+def test_a_report_of_what_stays_exact(tmp_path):
+    """Short inputs, and an output of whole numbers: no setting was tried, no picture of clusters."""
+    calibrate(models.model(), [models.sample(100)], report=tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert re.findall(r"\]\((.*?)\)", text) == ["whole.png", "times.png", "output_0.png"]
+    assert "No setting was tried" in text
 
 
 @pytest.mark.parametrize(
