@@ -41,6 +41,7 @@ OWNERS = {
     "clustering.sort_by_label": "cython",
     "clustering.cluster_means": "cython",
     "coclusters.covariances": "cython",
+    "coclusters.eigenvectors": "cython",
     "coclusters.sort_rows": "cython",
     "coclusters.moments": "cython",
     "coclusters.score_keys": "cython",
@@ -105,13 +106,33 @@ def launch(kernel: str, n_threads: int, *arguments: Any) -> None:
     bind(kernel, n_threads, *arguments)()
 
 
-def bind(kernel: str, n_threads: int, *arguments: Any) -> Callable[[], None]:
-    """A launch to be made later, perhaps often, from the room in use now."""
+def launch_together(n_threads: int, *launches: tuple[Any, ...]) -> None:
+    """Run kernels, each with its arguments, that need nothing of one another: a thread that finds no more tasks in one
+    goes on to the next, and all wait for each other but once."""
+    runs = []
+    for kernel, *arguments in launches:
+        function, is_threaded = _in_use(kernel)
+        runs.append(partial(function, *arguments, np.zeros(1, np.int64)))
+        n_threads = n_threads if is_threaded else 1
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    _threads.run(run, n_threads)
+
+
+def _in_use(kernel: str) -> tuple[Callable[..., None], bool]:
     backend = _forced_backend or _config.backend()
     found = _resolved.get((kernel, backend))
     if found is None:
         found = _resolved[kernel, backend] = _resolve(kernel, backend)
-    function, is_threaded = found
+    return found
+
+
+def bind(kernel: str, n_threads: int, *arguments: Any) -> Callable[[], None]:
+    """A launch to be made later, perhaps often, from the room in use now."""
+    function, is_threaded = _in_use(kernel)
     if not is_threaded:
         n_threads = 1
 

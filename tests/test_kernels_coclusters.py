@@ -72,6 +72,31 @@ def test_covariances(name, fast, dim):
     compare.assert_close(got, want, 1e-5)
 
 
+@kernel("coclusters.eigenvectors")
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 64, 65])
+@pytest.mark.parametrize("kind", ["usual", "zero", "equal", "few", "graded", "large", "small"])
+def test_eigenvectors(name, fast, size, kind):
+    """Of equal values, none, and such as rounding leaves of few; of matrices of any size."""
+    rows = np.random.default_rng(size).standard_normal((2, {"few": size // 3 + 1}.get(kind, 200), size))
+    rows *= np.logspace(0, -8, size) if kind == "graded" else 1
+    matrices = rows.swapaxes(1, 2) @ rows * {"zero": 0.0, "large": 1e50, "small": 1e-50}.get(kind, 1.0)
+    if kind == "equal":
+        matrices[:] = np.eye(size)
+
+    def make(new):
+        outputs = new((2, size), np.float64, np.nan), new((2, size, size), np.float64, np.nan)
+        return (matrices, np.array([[1]]), *outputs), outputs
+
+    (want, _), (values, vectors) = both(name, fast, make)
+    assert np.isnan(values[0]).all()
+    assert np.isnan(vectors[0]).all()
+    rounding = 1e-14 * max(np.abs(matrices[1]).max(), 1e-300) * size
+    np.testing.assert_allclose(values[1], want[1], rtol=0, atol=rounding)
+    assert (np.diff(values[1]) <= 0).all()
+    np.testing.assert_allclose(vectors[1].T * values[1] @ vectors[1], matrices[1], rtol=0, atol=rounding)
+    np.testing.assert_allclose(vectors[1] @ vectors[1].T, np.eye(size), rtol=0, atol=1e-14 * size)
+
+
 @kernel("coclusters.sort_rows")
 @pytest.mark.parametrize(("dim", "width", "with_bias"), [(1, 1, False), (16, 16, True), (36, 5, False), (64, 70, True)])
 def test_sort_rows(name, fast, dim, width, with_bias):

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
-    TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_prefetch,
+    TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa,
     tile_prefetch_far,
 )
 
@@ -105,17 +105,12 @@ cdef void halve_norms(const float *centers, i64 n, i64 rank, float *half_norms) 
 
 
 cdef void label_panel(const tile_isa *isa, const float *panel, i64 vectors, const float *centers,
-                      const float *half_norms, i64 n_clusters, i64 rank, float *s, float *best,
-                      int32_t *labels) noexcept nogil:
-    """The nearest centroid of each lane; `s` has room for a block of scores and its peaks."""
-    cdef i64 done = 0, n, i
+                      const float *half_norms, i64 n_clusters, i64 rank, float *best, int32_t *labels) noexcept nogil:
+    """The nearest centroid of each lane."""
+    cdef i64 i
     for i in range(isa.lanes):
         best[i], labels[i] = 2 * TILE_MASKED, 0
-    while done < n_clusters:
-        n = min(TILE_KEYS, n_clusters - done)
-        isa.score(centers + done * rank, rank, n, rank, panel, vectors, s, s + TILE_KEYS * padded(isa.lanes))
-        isa.nearest(s, n, vectors, half_norms + done, <int32_t> done, best, labels)
-        done += n
+    isa.assign(centers, rank, n_clusters, rank, panel, vectors, half_norms, best, labels)
 
 
 def nearest_assign(
@@ -175,7 +170,7 @@ def nearest_assign(
                 if axes is not None:
                     isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadow, s)
                     place = shadow
-                label_panel(isa, place, vectors, centers, half_norms, n_clusters, rank, s, best, lane_labels)
+                label_panel(isa, place, vectors, centers, half_norms, n_clusters, rank, best, lane_labels)
                 for i in range(n):
                     labels[head, at + i] = lane_labels[i]
                 at += n
@@ -247,6 +242,8 @@ def lloyd_along(
                 n = min(lanes, n_rows - at)
                 vectors = (n + isa.vector - 1) // isa.vector
                 isa.load(&rows[batch, head, 0, 0], stride, &index[start + at], n, depth, 1.0, panel)
+                for i in range(at + n, min(at + n + lanes, n_rows)):
+                    tile_prefetch_far(&rows[batch, head, 0, 0] + index[start + i] * stride, depth)
                 isa.score(&axes[sequence, head, 0, 0], depth, rank, depth, panel, vectors, shadows + at * rank, s)
                 isa.store(shadows + at * rank, ones, n, rank, 1.0, NULL, points + at * rank, rank, NULL)
                 at += lanes
@@ -261,7 +258,7 @@ def lloyd_along(
                 while at < n_rows:
                     n = min(lanes, n_rows - at)
                     vectors = (n + isa.vector - 1) // isa.vector
-                    label_panel(isa, shadows + at * rank, vectors, centers, half_norms, n_clusters, rank, s, best,
+                    label_panel(isa, shadows + at * rank, vectors, centers, half_norms, n_clusters, rank, best,
                                 lane_labels)
                     for i in range(n):
                         c, row = lane_labels[i], points + (at + i) * rank
@@ -323,15 +320,15 @@ def cluster_means(
 ):
     """Mean row and mean square distance to it, summed in float64 (see `pyclattn.reference.clustering`)."""
     cdef:
+        const tile_isa *isa
         i64 depth = rows.shape[3], stride = rows.strides[2] // 4, task, head, first, c, d
-        int64_t t, n
-        const float *source
-        const float *row
+        int64_t at, n
         double *total
         double *squares
         double spread
 
     with nogil:
+        isa = current()
         total = <double *> new_floats(4 * depth)
         if total == NULL:
             with gil:
@@ -343,21 +340,14 @@ def cluster_means(
                 break
             head, first = tasks[task, 0], tasks[task, 1]
             for c in range(first, min(first + chunk, batches.shape[0])):
-                n = member_offsets[head, c + 1] - member_offsets[head, c]
+                at = member_offsets[head, c]
+                n = member_offsets[head, c + 1] - at
                 if n == 0:
                     continue
-                source = &rows[batches[c], head, 0, 0]
                 for d in range(2 * depth):
                     total[d] = 0
-                for t in range(member_offsets[head, c], member_offsets[head, c + 1]):
-                    row = source + order[head, t] * stride
-                    if t + 8 < member_offsets[head, c + 1]:
-                        tile_prefetch(source + order[head, t + 8] * stride, depth)
-                    for d in range(depth):
-                        total[d] += row[d]
-                    if spreads is not None:
-                        for d in range(depth):
-                            squares[d] += <double> row[d] * row[d]
+                isa.sum_rows(&rows[batches[c], head, 0, 0], stride, &order[head, at], n, depth, total,
+                             squares if spreads is not None else NULL)
                 for d in range(depth):
                     means[head, c, d] = <float> (total[d] / n)
                 if spreads is not None:

@@ -5,11 +5,12 @@ the score.
 """
 
 from libc.math cimport log2, log2f, sqrt
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pyclattn._ext.isa cimport (
     TILE_KEYS, TILE_MASKED, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_prefetch,
+    tile_prefetch_far,
 )
 
 cdef double LOG2E = 1.4426950408889634
@@ -17,7 +18,8 @@ cdef double LOG2E = 1.4426950408889634
 cdef float NEVER = 3.402823466e38
 cdef double TINY = 1.1754943508222875e-38, LEAST_SQUARE = 1e-3
 cdef enum:
-    HALF = 1 << 16  # numbers that half of a float's bits can be
+    DIGIT = 11  # bits
+    SUMMED = 32  # rows that stay in the first cache
 
 
 def covariances(
@@ -66,8 +68,7 @@ def covariances(
                 if at + 8 < stop:
                     tile_prefetch(source + index[at + 8] * stride, depth)
                 memcpy(x + (at - start) * depth, source + index[at] * stride, depth * sizeof(float))
-                for d in range(depth):
-                    mean[d] += x[(at - start) * depth + d]
+            isa.sum_rows(x, depth, NULL, n, depth, mean, NULL)
             for k in range(n):
                 for d in range(depth):
                     x[k * depth + d] -= <float> (mean[d] / n)
@@ -89,6 +90,41 @@ def covariances(
         free_floats(memory)
 
 
+def eigenvectors(
+    const double[:, :, ::1] matrices, const int64_t[:, ::1] tasks, double[:, ::1] values, double[:, :, ::1] vectors,
+    int64_t[::1] counter,
+):
+    """Eigenvalues of symmetric matrices, the largest first, and eigenvectors (see `pyclattn.reference.coclusters`)."""
+    cdef:
+        const tile_isa *isa
+        double *a
+        double *z
+        double *work
+        i64 size = matrices.shape[1], stride = padded(matrices.shape[1]), task, i
+        int64_t matrix
+
+    with nogil:
+        isa = current()
+        a = <double *> new_floats(2 * (2 * size + 4) * stride)
+        if a == NULL:
+            with gil:
+                raise MemoryError("no memory for one matrix")
+        z, work = a + size * stride, a + 2 * size * stride
+        while True:
+            task = draw_task(&counter[0])
+            if task >= tasks.shape[0]:
+                break
+            matrix = tasks[task, 0]
+            memset(a, 0, size * stride * sizeof(double))
+            for i in range(size):
+                memcpy(a + i * stride, &matrices[matrix, i, 0], size * sizeof(double))
+            isa.eigen(a, size, stride, z, work, work + stride)
+            for i in range(size):
+                memcpy(&vectors[matrix, i, 0], z + i * stride, size * sizeof(double))
+            memcpy(&values[matrix, 0], work, size * sizeof(double))
+        free_floats(a)
+
+
 def sort_rows(
     const float[:, :, :, :] key, const float[:, :, :, :] value, const float[:, :, :] bias, const int64_t[::1] batches,
     const int64_t[:, ::1] order, const int64_t[:, ::1] member_offsets, const int64_t[:, ::1] tasks, i64 chunk,
@@ -96,15 +132,17 @@ def sort_rows(
 ):
     """Rows of keys and values, cluster by cluster, and their means (see `pyclattn.reference.coclusters`)."""
     cdef:
+        const tile_isa *isa
         i64 depth = key.shape[3], width = value.shape[3], size = depth + 1 + width
         i64 k_stride = key.strides[2] // 4, v_stride = value.strides[2] // 4, task, head, first, c, d
-        int64_t t, n, row, last
+        int64_t t, n, row, at, stop, last
         const float *keys
         const float *values
         float *to
         double *total
 
     with nogil:
+        isa = current()
         total = <double *> new_floats(2 * size)
         if total == NULL:
             with gil:
@@ -121,17 +159,20 @@ def sort_rows(
                     continue
                 keys, values = &key[batches[c], head, 0, 0], &value[batches[c], head, 0, 0]
                 memset(total, 0, size * sizeof(double))
-                for t in range(member_offsets[head, c], last):
-                    row = order[head, t]
-                    if t + 8 < last:
-                        tile_prefetch(keys + order[head, t + 8] * k_stride, depth)
-                        tile_prefetch(values + order[head, t + 8] * v_stride, width)
-                    to = &rows[head, t, 0]
-                    memcpy(to, keys + row * k_stride, depth * sizeof(float))
-                    to[depth] = <float> (LOG2E * bias[batches[c], head, row]) if bias is not None else 0
-                    memcpy(to + depth + 1, values + row * v_stride, width * sizeof(float))
-                    for d in range(size):
-                        total[d] += to[d]
+                at = member_offsets[head, c]
+                while at < last:  # as many rows as stay in the first cache
+                    stop = min(at + SUMMED, last)
+                    for t in range(at, stop):
+                        row = order[head, t]
+                        if t + 8 < last:
+                            tile_prefetch(keys + order[head, t + 8] * k_stride, depth)
+                            tile_prefetch(values + order[head, t + 8] * v_stride, width)
+                        to = &rows[head, t, 0]
+                        memcpy(to, keys + row * k_stride, depth * sizeof(float))
+                        to[depth] = <float> (LOG2E * bias[batches[c], head, row]) if bias is not None else 0
+                        memcpy(to + depth + 1, values + row * v_stride, width * sizeof(float))
+                    isa.sum_rows(&rows[head, at, 0], size, NULL, stop - at, size, total, NULL)
+                    at = stop
                 for d in range(size):
                     means[head, c, d] = <float> (total[d] / n)
         free_floats(total)
@@ -151,18 +192,17 @@ def moments(
         float *o
         float *ones
         float *center
-        const float *row
+        float *square
+        double *sums
         const float *mean
         i64 rank = axes.shape[2], depth = axes.shape[3], size = rows.shape[2], width = size - depth - 1
-        i64 lanes, task, head, c, first, start, used, vectors, n, k, i, d
+        i64 lanes, task, head, c, first, start, used, vectors, n, k, i
         int64_t at, stop
-        double total
-        float x
 
     with nogil:
         isa = current()
         lanes = isa.lanes
-        memory = new_floats((depth + width + 2 * TILE_KEYS + 4) * padded(lanes))
+        memory = new_floats((depth + width + 2 * TILE_KEYS + 5) * padded(lanes) + 2 * TILE_KEYS)
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one block of moments")
@@ -170,7 +210,8 @@ def moments(
         o = panel + depth * padded(lanes)
         s = o + width * padded(lanes)
         ones = s + (2 * TILE_KEYS + 1) * padded(lanes)  # behind the scores' peaks
-        center = ones + padded(lanes)
+        center, square = ones + padded(lanes), ones + 2 * padded(lanes)
+        sums = <double *> (square + padded(lanes))
         for i in range(lanes):
             ones[i] = 1
         while True:
@@ -181,13 +222,6 @@ def moments(
             for c in range(first, min(first + chunk, sequences.shape[0])):
                 stop = member_offsets[head, c + 1]
                 mean = &means[head, c, 0]
-                for at in range(member_offsets[head, c], stop):
-                    row = &rows[head, at, 0]
-                    total = 0
-                    for d in range(depth + 1, size):
-                        x = row[d] - mean[d]
-                        total += <double> x * x
-                    radii[head, at, 0], radii[head, at, 1] = 0, <float> sqrt(total)
                 start = 0
                 while start < rank:  # a panel of axes at a time
                     used = min(lanes, rank - start)
@@ -195,23 +229,30 @@ def moments(
                     isa.load(&axes[sequences[c], head, start, 0], depth, NULL, used, depth, 1.0, panel)
                     isa.score(mean, size, 1, depth, panel, vectors, center, s)
                     memset(o, 0, width * lanes * sizeof(float))
-                    for i in range(used):
-                        squares[head, c, start + i] = 0
+                    memset(square, 0, lanes * sizeof(float))
                     at = member_offsets[head, c]
                     while at < stop:
                         n = min(TILE_KEYS, stop - at)
-                        isa.score(&rows[head, at, 0], size, n, depth, panel, vectors, s, s + TILE_KEYS * lanes)
                         for k in range(n):
-                            total = 0
-                            for i in range(used):
-                                x = s[k * lanes + i] - center[i]
-                                s[k * lanes + i] = x
-                                squares[head, c, start + i] += x * x
-                                total += <double> x * x
-                            x = radii[head, at + k, 0]
-                            radii[head, at + k, 0] = <float> sqrt(<double> x * x + total)
+                            sums[k] = <double> radii[head, at + k, 0] * radii[head, at + k, 0] if start > 0 else 0
+                        k = 0
+                        while k < n:  # and rows of the next block, asked for meanwhile
+                            for i in range(at + n + k, min(at + n + k + SUMMED, rows.shape[1])):
+                                tile_prefetch_far(&rows[head, i, 0], size)
+                            isa.score(&rows[head, at + k, 0], size, min(SUMMED, n - k), depth, panel, vectors,
+                                      s + k * lanes, s + TILE_KEYS * lanes)
+                            k += SUMMED
+                        isa.take_off(s, n, vectors, center, square, sums)
                         isa.accumulate(&rows[head, at, depth + 1], size, n, width, s, vectors, ones, o)
+                        for k in range(n):
+                            radii[head, at + k, 0] = <float> sqrt(sums[k])
+                        if start == 0:
+                            memset(sums, 0, n * sizeof(double))
+                            isa.add_squares(&rows[head, at, depth + 1], size, n, width, mean + depth + 1, sums)
+                            for k in range(n):
+                                radii[head, at + k, 1] = <float> sqrt(sums[k])
                         at += n
+                    memcpy(&squares[head, c, start], square, used * sizeof(float))
                     n = stop - member_offsets[head, c]
                     if width > 0:
                         isa.store(o, ones, used, width, <float> (1.0 / n) if n > 0 else 0, NULL,
@@ -315,51 +356,50 @@ def weigh(
         free_floats(memory)
 
 
-cdef uint32_t rank_of(float x) noexcept nogil:
-    """A whole number in the order of the floats."""
-    cdef uint32_t bits
-    memcpy(&bits, &x, 4)
-    return bits ^ (<uint32_t> -<int32_t> (bits >> 31) | <uint32_t> 0x80000000)
-
-
 cdef float of_rank(uint32_t rank) noexcept nogil:
-    """The float of this rank."""
+    """The float of this rank, a whole number in the order of the floats."""
     cdef uint32_t bits = rank & <uint32_t> 0x7fffffff if rank >> 31 else ~rank
     cdef float x
     memcpy(&x, &bits, 4)
     return x
 
 
+cdef int64_t digit_below(const int64_t *weights, int64_t digit, int64_t most, int64_t *above) noexcept nogil:
+    """The first digit, from the largest down, whose weight makes what is above more than `most`."""
+    while digit > 0 and above[0] + weights[digit] <= most:
+        above[0] += weights[digit]
+        digit -= 1
+    return digit
+
+
 cdef uint32_t bound_above(
-    const float[:, :, ::1] sample, const float[:, ::1] logs, const float[:, ::1] spreads, const float *own,
-    const int64_t[:, ::1] member_offsets, i64 first, i64 last, int64_t most, int64_t *weights,
-    uint32_t *ranks,
+    const tile_isa *isa, const float[:, :, ::1] sample, const float[:, ::1] logs, const float[:, ::1] spreads,
+    const float *own, const int64_t[:, ::1] member_offsets, i64 first, i64 last, int64_t most, int64_t *weights,
 ) noexcept nogil:
     """Rank of the least error that pairs of queries and keys with a weight of at most `most` are above.
 
-    Its upper half is found first, then its lower, by the weights of all that begins with what is found."""
-    cdef i64 head, c, i, digit, n_samples = sample.shape[2]
-    cdef int shift = 32
-    cdef uint32_t found = 0
-    cdef int64_t size, above = 0
-    cdef float offset
+    Its digits are found from the first on, each by the weights of all that begins with what is found. What those seen
+    so far prove to be too little is not counted."""
+    cdef i64 head, c, i, n_samples = sample.shape[2]
+    cdef int shift = 32, bits
+    cdef uint32_t found = 0, least, span
+    cdef int64_t size, above = 0, so_far
     while shift > 0:
-        shift -= 16
-        memset(weights, 0, HALF * sizeof(int64_t))
+        bits = min(DIGIT, shift)
+        least, span = found, <uint32_t> ((<uint64_t> 1 << shift) - 1)
+        shift -= bits
+        memset(weights, 0, (1 << bits) * sizeof(int64_t))
         for head in range(sample.shape[0]):
             for c in range(first, last):
                 size = member_offsets[head, c + 1] - member_offsets[head, c]
-                offset = spreads[head, c] - logs[head, c]
-                for i in range(n_samples):
-                    ranks[i] = rank_of((sample[head, c, i] + own[head * n_samples + i]) + offset)
-                for i in range(n_samples):
-                    if <uint64_t> ranks[i] >> (shift + 16) == <uint64_t> found >> (shift + 16):
-                        weights[(ranks[i] >> shift) & (HALF - 1)] += size
-        digit = HALF - 1
-        while digit > 0 and above + weights[digit] <= most:
-            above += weights[digit]
-            digit -= 1
-        found |= <uint32_t> digit << shift
+                isa.weigh_ranks(&sample[head, c, 0], own + head * n_samples, spreads[head, c] - logs[head, c],
+                                n_samples, least, span, shift, size, weights + ((least - found) >> shift))
+                if c % 16 == 0:
+                    so_far = above
+                    i = digit_below(weights, (1 << bits) - 1, most, &so_far)
+                    span -= found + (<uint32_t> i << shift) - least
+                    least = found + (<uint32_t> i << shift)
+        found |= <uint32_t> digit_below(weights, (1 << bits) - 1, most, &above) << shift
     return found
 
 
@@ -371,20 +411,20 @@ def thresholds(
 ):
     """Each cluster's limit, from one threshold a sequence (see `pyclattn.reference.coclusters`)."""
     cdef:
+        const tile_isa *isa
         float *own
-        uint32_t *ranks
         int64_t *weights
         i64 n_heads = sample.shape[0], n_samples = sample.shape[2], task, sequence, head, first, last, c, i
         int64_t start, n, total, most
         float threshold
 
     with nogil:
-        weights = <int64_t *> new_floats(2 * HALF + (n_heads + 1) * n_samples)
+        isa = current()
+        weights = <int64_t *> new_floats((2 << DIGIT) + n_heads * n_samples)
         if weights == NULL:
             with gil:
                 raise MemoryError("no memory for the scores of sampled keys")
-        own = <float *> (weights + HALF)
-        ranks = <uint32_t *> own + n_heads * n_samples
+        own = <float *> (weights + (1 << DIGIT))
         while True:
             task = draw_task(&counter[0])
             if task >= tasks.shape[0]:
@@ -401,7 +441,7 @@ def thresholds(
             threshold = -NEVER
             if most < total:
                 threshold = of_rank(
-                    bound_above(sample, logs, spreads, own, member_offsets, first, last, most, weights, ranks))
+                    bound_above(isa, sample, logs, spreads, own, member_offsets, first, last, most, weights))
             for head in range(n_heads):
                 for c in range(first, last):
                     if member_offsets[head, c + 1] > member_offsets[head, c]:

@@ -67,6 +67,14 @@ cdef extern from "tile.h" nogil:
         i64 (*next_above)(const float *, i64, i64, float) noexcept nogil
         void (*dots)(const float *, i64, i64, i64, const float *, float *) noexcept nogil
         void (*add_rows)(const float *, i64, i64, i64, const float *, i64, float, float *) noexcept nogil
+        void (*assign)(const float *, i64, i64, i64, const float *, i64, const float *, float *,
+                       int32_t *) noexcept nogil
+        void (*sum_rows)(const float *, i64, const int64_t *, i64, i64, double *, double *) noexcept nogil
+        void (*add_squares)(const float *, i64, i64, i64, const float *, double *) noexcept nogil
+        void (*take_off)(float *, i64, i64, const float *, float *, double *) noexcept nogil
+        void (*weigh_ranks)(const float *, const float *, float, i64, uint32_t, uint32_t, int, int64_t,
+                            int64_t *) noexcept nogil
+        void (*eigen)(double *, i64, i64, double *, double *, double *) noexcept nogil
         float (*fma_loop)(i64) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil

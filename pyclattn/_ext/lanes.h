@@ -27,6 +27,9 @@ INL vf blend(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (
 INL vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INL vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INL uint32_t above(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+INL vi where_above(vf a, vf b, vi yes, vi no) {
+    return (vi)_mm512_mask_mov_epi32((__m512i)no, (__mmask16)above(a, b), (__m512i)yes);
+}
 #elif VB == 32
 #include "x86.h"
 INL vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -46,6 +49,10 @@ INL uint32_t above(vf a, vf b) {
     for (int i = 0; i < VL; i++) bits |= (uint32_t)(mask[i] & 1) << i;
     return bits;
 }
+#endif
+
+#if VB != 64
+INL vi where_above(vf a, vf b, vi yes, vi no) { return (vi)blend(a > b, (vf)yes, (vf)no); }
 #endif
 
 /* 2^x for x <= 0, clamped at -100 (2^-100 is nothing beside the 1 that a maximum gives).

@@ -282,6 +282,8 @@ static void tile_nearest(const float *s, i64 n, i64 vectors, const float *offset
 #include "cast.h"
 #include "centroids.h"
 #include "points.h"
+#include "sums.h"
+#include "eigen.h"
 
 #define TEXT(x) #x
 #define NAME(x) TEXT(x)
@@ -294,5 +296,6 @@ const tile_isa TABLE_NAME(ISA) = {
     tile_part, tile_tail, tile_tilt, tile_share, tile_nearby, tile_farthest,
     tile_laplace, tile_keep, tile_temper, tile_add_shares, tile_lean, tile_order,
     tile_score_pairs, tile_share_pairs, tile_sum_pairs,
-    tile_floor, tile_next_above, tile_dots, tile_add_rows, tile_fma_loop,
+    tile_floor, tile_next_above, tile_dots, tile_add_rows, tile_assign, tile_sum_rows, tile_add_squares,
+    tile_take_off, tile_weigh_ranks, tile_eigen, tile_fma_loop,
 };

@@ -41,6 +41,25 @@ INL void value_rows(int mr, int nv, const term *values, i64 stride, i64 n, const
         for (int j = 0; j < nv; j++) o[r * NV + j] = o[r * NV + j] * alpha[j] + acc[r][j];
 }
 
+/* Running argmax over mr keys, numbered from `first`, of their score less its offset. */
+INL void assign_rows(int mr, int nv, const term *keys, i64 stride, i64 depth, const terms *panel, const float *offsets,
+                     int32_t first, vf *best, vi *labels) {
+    PRODUCT(mr, nv, depth, keys, stride, 1, panel)
+#pragma GCC unroll 8
+    for (int j = 0; j < nv; j++) {
+        vf top = best[j];
+        vi label = labels[j];
+#pragma GCC unroll 16
+        for (int r = 0; r < mr; r++) {
+            vf x = acc[r][j] - offsets[r];
+            label = where_above(x, top, spread_int(first + r), label);
+            top = larger(x, top);
+        }
+        best[j] = top;
+        labels[j] = label;
+    }
+}
+
 /* One function an (mr, nv): as instances that are not inlined each gets its own registers. */
 #define INSTANCES(mr, nv)                                                                                        \
     static __attribute__((noinline)) void score_##mr##_##nv(const term *k, i64 ks, i64 d, const terms *p,      \
@@ -50,10 +69,15 @@ INL void value_rows(int mr, int nv, const term *values, i64 stride, i64 n, const
     static __attribute__((noinline)) void value_##mr##_##nv(const term *v, i64 vs, i64 n, const terms *s,      \
                                                             const vf *a, vf *o) {                                \
         value_rows(mr, nv, v, vs, n, s, a, o);                                                                   \
+    }                                                                                                            \
+    static __attribute__((noinline)) void assign_##mr##_##nv(const term *k, i64 ks, i64 d, const terms *p,     \
+                                                             const float *b, int32_t first, vf *best, vi *l) {   \
+        assign_rows(mr, nv, k, ks, d, p, b, first, best, l);                                                     \
     }
 
 typedef void (*score_fn)(const term *, i64, i64, const terms *, vf *, vf *, int);
 typedef void (*value_fn)(const term *, i64, i64, const terms *, const vf *, vf *);
+typedef void (*assign_fn)(const term *, i64, i64, const terms *, const float *, int32_t, vf *, vi *);
 
 #if NV == 3
 #define ROW_INSTANCES(mr) INSTANCES(mr, 1) INSTANCES(mr, 2) INSTANCES(mr, 3)
@@ -77,6 +101,7 @@ enum { SIZES = 3 };
 #endif
 static const score_fn SCORE[SIZES][NV] = TABLE(score);
 static const value_fn VALUE[SIZES][NV] = TABLE(value);
+static const assign_fn ASSIGN[SIZES][NV] = TABLE(assign);
 
 static void tile_score(const float *rows, i64 stride, i64 n, i64 depth, const float *panel, i64 vectors, float *s,
                        float *group_peaks) {
@@ -109,6 +134,22 @@ static void tile_accumulate(const float *rows, i64 stride, i64 n, i64 width, con
         if ((width - e) >> size) {
             VALUE[size][vectors - 1](values + e, stride, n, scores, a, out + e * NV);
             e += (i64)1 << size;
+        }
+}
+
+static void tile_assign(const float *rows, i64 stride, i64 n, i64 depth, const float *panel, i64 vectors,
+                        const float *offsets, float *best, int32_t *labels) {
+    const term *keys = (const term *)rows;
+    i64 k = 0;
+    depth = n_terms(depth);
+    for (; k + MR <= n; k += MR)
+        ASSIGN[SIZES - 1][vectors - 1](keys + k * stride, stride, depth, (const terms *)panel, offsets + k, (int32_t)k,
+                                       (vf *)best, (vi *)labels);
+    for (int size = SIZES - 2; size >= 0; size--)
+        if ((n - k) >> size) {
+            ASSIGN[size][vectors - 1](keys + k * stride, stride, depth, (const terms *)panel, offsets + k, (int32_t)k,
+                                      (vf *)best, (vi *)labels);
+            k += (i64)1 << size;
         }
 }
 

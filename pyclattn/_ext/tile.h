@@ -138,6 +138,22 @@ typedef struct {
     void (*dots)(const float *rows, i64 stride, i64 n, i64 depth, const float *other, float *dots);
     void (*add_rows)(const float *rows, i64 stride, i64 n, i64 width, const float *weights, i64 step, float alpha,
                      float *sum);
+    /* k-means: a running argmax over keys of keys[k] . panel - offsets[k], ties to the first */
+    void (*assign)(const float *keys, i64 stride, i64 n, i64 depth, const float *panel, i64 vectors,
+                   const float *offsets, float *best, int32_t *labels);
+    /* totals += rows[index[k] or k]; squares, if not NULL, += their squares. sums[k] += |rows[k] - center|^2.
+     * s[k] -= center, and squares += (s[k])^2, sums[k] += |s[k]|^2 over the lanes */
+    void (*sum_rows)(const float *rows, i64 stride, const int64_t *index, i64 n, i64 width, double *totals,
+                     double *squares);
+    void (*add_squares)(const float *rows, i64 stride, i64 n, i64 width, const float *center, double *sums);
+    void (*take_off)(float *s, i64 n, i64 vectors, const float *center, float *squares, double *sums);
+    /* weights[(rank - first) >> shift] += weight for the rank (a whole number in the order of the floats) of each
+     * (x + y) + offset, where it is from first to first + span */
+    void (*weigh_ranks)(const float *x, const float *y, float offset, i64 n, uint32_t first, uint32_t span, int shift,
+                        int64_t weight, int64_t *weights);
+    /* eigenvalues of a symmetric matrix of n rows `stride` (whole vectors) apart, zeros behind them, the largest first,
+     * and eigenvectors, the rows of z; a is lost, and work has room for three rows */
+    void (*eigen)(double *a, i64 n, i64 stride, double *z, double *values, double *work);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(i64 rounds);
 } tile_isa;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -122,10 +123,15 @@ def means(
 
 def sort(tokens: Tokens, grouping: Grouping, n_threads: int) -> None:
     """Sort the tokens by their labels."""
-    tasks = per_head(len(tokens.spans), len(grouping.labels))
-    launch(
-        "clustering.sort_by_label", n_threads, grouping.labels, tokens.spans, tokens.index, grouping.cluster_offsets,
-        tasks, grouping.order, grouping.member_offsets,
+    kernel, *arguments = sorting(tokens, grouping)
+    launch(kernel, n_threads, *arguments)
+
+
+def sorting(tokens: Tokens, grouping: Grouping) -> tuple[Any, ...]:
+    """The kernel that does it, and its arguments."""
+    return (
+        "clustering.sort_by_label", grouping.labels, tokens.spans, tokens.index, grouping.cluster_offsets,
+        per_head(len(tokens.spans), len(grouping.labels)), grouping.order, grouping.member_offsets,
     )  # fmt: skip
 
 

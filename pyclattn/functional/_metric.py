@@ -7,16 +7,17 @@ that is strided, not drawn: no random number anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
 from pyclattn import _threads
 from pyclattn._blas import single
-from pyclattn._dispatch import launch
+from pyclattn._dispatch import launch, launch_together
 from pyclattn.arrays import Float32, Float64, Int64
-from pyclattn.functional._grouping import Grouping, sort
+from pyclattn.functional._grouping import Grouping, sorting
 from pyclattn.functional._ragged import Tokens, per_chunk, per_head
 
 # Rows a covariance is taken from: with 2048 errors were the same to 2 %.
@@ -38,12 +39,15 @@ def strided(tokens: Tokens, counts: Int64) -> Tokens:
     return Tokens(np.stack([tokens.spans[:, 0], stops - counts, stops], axis=1), index)
 
 
-def _covariances(rows: Float32, tokens: Tokens, n_threads: int) -> Float64:
-    """Covariance of each sequence and head, (n_sequences, heads, D, D), from a sample."""
-    sample = strided(tokens, np.full(len(tokens.spans), COVARIANCE_ROWS))
-    out = np.empty((len(tokens.spans), rows.shape[1], rows.shape[3], rows.shape[3]), np.float32)
-    tasks = per_head(*out.shape[:2])
-    launch("coclusters.covariances", n_threads, rows, sample.spans, sample.index, tasks, out)
+def _covariances(sides: Sequence[tuple[Float32, Tokens]], n_threads: int) -> Float64:
+    """Covariance of each side, sequence and head, (sides, n_sequences, heads, D, D), from a sample."""
+    (rows, tokens), n_sides = sides[0], len(sides)
+    out = np.empty((n_sides, len(tokens.spans), rows.shape[1], rows.shape[3], rows.shape[3]), np.float32)
+    tasks, launches = per_head(*out.shape[1:3]), []
+    for (own, own_tokens), found in zip(sides, out):
+        sample = strided(own_tokens, np.full(len(own_tokens.spans), COVARIANCE_ROWS))
+        launches.append(("coclusters.covariances", own, sample.spans, sample.index, tasks, found))
+    launch_together(n_threads, *launches)
     out[~np.isfinite(out).all(axis=(-1, -2))] = np.eye(rows.shape[3])  # NaN in, any clusters out
     return out.astype(np.float64)
 
@@ -54,33 +58,25 @@ def axes_between(
 ) -> tuple[Float32, Float32, Float32]:  # fmt: skip
     """Axes (n_sequences, heads, rank, D) on which distances of rows and of others are taken, and those on which others
     vary most, ``n_principal`` of them."""
-    spread, other_spread = _covariances(rows, tokens, n_threads), _covariances(others, other_tokens, n_threads)
-    shape = spread.shape
-    axes, other_axes, principal = (np.empty((*shape[:2], n, shape[3]), np.float32) for n in (rank, rank, n_principal))
-
-    def solve(task: int) -> None:
-        at = divmod(task, shape[1])
-        root, _ = _root(spread[at])
-        other_root, vectors = _root(other_spread[at])
-        axes[at] = _leading(spread[at], other_root, rank)
-        other_axes[at] = _leading(other_spread[at], root, rank)
-        principal[at] = vectors[:, ::-1][:, :n_principal].T
-
-    each(shape[0] * shape[1], solve, n_threads)
-    return axes, other_axes, principal
+    spreads = _covariances([(rows, tokens), (others, other_tokens)], n_threads)
+    with single:
+        values, principal = _eigenvectors(spreads, n_threads)
+        # R with R^T R the root of the covariance, for each the other side's
+        roots = (np.maximum(values, 0) ** 0.25)[::-1, ..., None] * principal[::-1]
+        sizes, leading = _eigenvectors(roots @ spreads @ roots.swapaxes(-1, -2), n_threads)
+        # of variance 1 on the first axis; less is none in float32
+        sizes = np.where(sizes[..., :1] > 1e-60, sizes[..., :1], 1) ** 0.5
+        axes = (leading[..., :rank, :] / sizes[..., None] @ roots).astype(np.float32)
+    return axes[0], axes[1], principal[1, ..., :n_principal, :].astype(np.float32)
 
 
-def _root(covariance: Float64) -> tuple[Float64, Float64]:
-    """R with R R^T = covariance^(1/2), and the principal axes as columns, the least first."""
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.maximum(values, 0) ** 0.25, vectors
-
-
-def _leading(own: Float64, root: Float64, rank: int) -> Float64:
-    """Leading axes of rows with covariance ``own`` under the metric root root^T, of variance 1 on the first."""
-    values, leading = np.linalg.eigh(root.T @ own @ root)
-    size = values[-1] ** 0.5 if values[-1] > 1e-60 else 1.0  # less is none in float32
-    return (root @ leading[:, ::-1][:, :rank]).T / size
+def _eigenvectors(matrices: Float64, n_threads: int) -> tuple[Float64, Float64]:
+    """Eigenvalues (..., D) of symmetric matrices, the largest first, and eigenvectors as rows."""
+    size = matrices.shape[-1]
+    flat = np.ascontiguousarray(matrices).reshape(-1, size, size)
+    values, vectors = np.empty(flat.shape[:2]), np.empty_like(flat)
+    launch("coclusters.eigenvectors", n_threads, flat, np.arange(len(flat))[:, None].copy(), values, vectors)
+    return values.reshape(matrices.shape[:-1]), vectors.reshape(matrices.shape)
 
 
 def each(n_tasks: int, function: Callable[[int], None], n_threads: int) -> None:
@@ -95,24 +91,43 @@ def each(n_tasks: int, function: Callable[[int], None], n_threads: int) -> None:
         _threads.run(draw, min(n_threads, n_tasks))
 
 
+class Side(NamedTuple):
+    """Rows to be clustered: the tokens of each sequence into ``n_clusters[s]`` along its axes."""
+
+    rows: Float32
+    tokens: Tokens
+    axes: Float32
+    n_clusters: Int64
+
+
 def group_along(rows: Float32, tokens: Tokens, axes: Float32, n_clusters: Int64, n_threads: int) -> Grouping:
-    """Cluster each sequence's tokens into ``n_clusters[s]`` along the axes: k-means on a sample, then all rows once."""
-    n_heads, counts = rows.shape[1], np.minimum(n_clusters, tokens.lengths)
-    sample = strided(tokens, counts * ROWS_PER_CLUSTER)
-    grouping = _empty(rows, tokens, counts)
-    centroids = np.empty((n_heads, len(grouping.sequences), axes.shape[2]), np.float32)
-    launch(
-        "clustering.lloyd_along", n_threads, rows, sample.spans, sample.index, axes, grouping.cluster_offsets,
-        N_ITERATIONS, per_head(len(counts), n_heads), centroids,
-    )  # fmt: skip
-    tasks = per_chunk(tokens.lengths, n_heads, ASSIGNED)
-    tasks[:, 2] += tokens.spans[tasks[:, 0], 1]
-    launch(
-        "clustering.nearest_assign", n_threads, rows, tokens.spans, tokens.index, centroids, grouping.cluster_offsets,
-        axes, tasks, ASSIGNED, grouping.labels,
-    )  # fmt: skip
-    sort(tokens, grouping, n_threads)
-    return grouping
+    """Cluster the rows of one side."""
+    return group_sides([Side(rows, tokens, axes, n_clusters)], n_threads)[0]
+
+
+def group_sides(sides: Sequence[Side], n_threads: int) -> list[Grouping]:
+    """Cluster each side's sequences: k-means on a sample, then all rows once."""
+    groupings, updates, assignments = [], [], []
+    for rows, tokens, axes, n_clusters in sides:
+        n_heads, counts = rows.shape[1], np.minimum(n_clusters, tokens.lengths)
+        sample = strided(tokens, counts * ROWS_PER_CLUSTER)
+        grouping = _empty(rows, tokens, counts)
+        centroids = np.empty((n_heads, len(grouping.sequences), axes.shape[2]), np.float32)
+        updates.append((
+            "clustering.lloyd_along", rows, sample.spans, sample.index, axes, grouping.cluster_offsets, N_ITERATIONS,
+            per_head(len(counts), n_heads), centroids,
+        ))  # fmt: skip
+        tasks = per_chunk(tokens.lengths, n_heads, ASSIGNED)
+        tasks[:, 2] += tokens.spans[tasks[:, 0], 1]
+        assignments.append((
+            "clustering.nearest_assign", rows, tokens.spans, tokens.index, centroids, grouping.cluster_offsets, axes,
+            tasks, ASSIGNED, grouping.labels,
+        ))  # fmt: skip
+        groupings.append(grouping)
+    launch_together(n_threads, *updates)
+    launch_together(n_threads, *assignments)
+    launch_together(n_threads, *[sorting(side.tokens, grouping) for side, grouping in zip(sides, groupings)])
+    return groupings
 
 
 def _empty(rows: Float32, tokens: Tokens, counts: Int64) -> Grouping:

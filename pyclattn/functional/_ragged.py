@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from pyclattn.arrays import Bool, Float32, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check
+
+# Sequences whose tasks are remembered: the same shapes come again and again.
+FEW = 16
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,17 @@ def output(query: Float32, width: int, given: Given, is_packed: bool, fill: bool
 
 def per_chunk(lengths: Int64, n_heads: int, chunk: int) -> Int64:
     """Tasks [sequence, head, first] that cut each head of each sequence into chunks."""
+    if len(lengths) > FEW:
+        return _per_chunk(lengths, n_heads, chunk)
+    return _recalled(np.asarray(lengths, np.int64).tobytes(), n_heads, chunk).copy()
+
+
+@lru_cache(64)
+def _recalled(lengths: bytes, n_heads: int, chunk: int) -> Int64:
+    return _per_chunk(np.frombuffer(lengths, np.int64), n_heads, chunk)
+
+
+def _per_chunk(lengths: Int64, n_heads: int, chunk: int) -> Int64:
     counts = np.repeat(-(-lengths // chunk), n_heads)
     pair = np.repeat(np.arange(len(counts)), counts)
     first = (np.arange(len(pair)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk

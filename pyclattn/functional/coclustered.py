@@ -7,12 +7,12 @@ import math
 import numpy as np
 
 from pyclattn import _threads
-from pyclattn._dispatch import launch
+from pyclattn._dispatch import launch, launch_together
 from pyclattn.arrays import Float32, Float64, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
-from pyclattn.functional._metric import axes_between, group_along
+from pyclattn.functional._metric import Side, axes_between, group_sides
 from pyclattn.functional._scratch import scratch
 from pyclattn.functional.precision import require
 from pyclattn.functional.sampled_error import ErrorCheck
@@ -155,7 +155,8 @@ def coclustered_attention(
     bias, key_padding_mask = _bias(key_bias, key_padding_mask, k, offsets is not None)
     queries, keys = _ragged.locate(q, k, offsets, key_offsets, query_padding_mask, key_padding_mask)
     check = ErrorCheck.of(return_error, max_error, on_error, len(queries.spans), q.shape[1])
-    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=True)
+    is_whole = int(queries.lengths.sum()) == q.shape[0] * q.shape[2] and keys.lengths.all()
+    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=not is_whole)
     if result.size:
         rank = min(rank, q.shape[3])
         _attend(q, queries, k, v, keys, bias, counts, n_exact, rank, factor, result, check, precision, threads)
@@ -298,12 +299,12 @@ def _round(
     Returns the clusters of the queries.
     """
     axes, key_axes, slope_axes = axes_between(q, tokens, k, key_tokens, min(rank, CLUSTER_AXES), n_threads, rank)
-    grouping = group_along(q, tokens, axes, clusters[0], n_threads)
-    key_grouping = group_along(k, key_tokens, key_axes, clusters[1], n_threads)
+    sides = Side(q, tokens, axes, clusters[0]), Side(k, key_tokens, key_axes, clusters[1])
+    grouping, key_grouping = group_sides(sides, n_threads)
     centroids, spreads = _centroids(q, tokens, grouping, factor, n_threads)
     with scratch((k.shape[1], len(key_tokens.index), k.shape[3] + 1 + v.shape[3])) as rows:
-        key_scores, slopes, squares = _sorted(k, v, bias, key_tokens, key_grouping, slope_axes, rows, n_threads)
-        limits = _limits(centroids, spreads, grouping, rows, key_scores, key_tokens, n_exact, n_threads)
+        radii, slopes, squares = _sorted(k, v, bias, key_tokens, key_grouping, slope_axes, rows, n_threads)
+        key_scores, limits = _limits(centroids, spreads, grouping, rows, radii, key_tokens, n_exact, n_threads)
         chunk, tasks = _cut(grouping, len(rows), n_threads)
         launch(
             KERNELS[precision], n_threads, q, tokens.spans, grouping.order, grouping.member_offsets, centroids,
@@ -335,8 +336,8 @@ def _sorted(
     rows: Float32,
     n_threads: int,
 ) -> tuple[Float32, Float32, Float32]:
-    """Fill ``rows`` (H, T, D + 1 + E) cluster by cluster; log2 of the error each makes in the tail (H, T), and the
-    clusters' slopes along axes, with the mean squares of the keys there."""
+    """Fill ``rows`` (H, T, D + 1 + E) cluster by cluster; each key's and value's distance to their means (H, T, 2), and
+    the clusters' slopes along axes, with the mean squares of the keys there."""
     n_heads, depth, width = k.shape[1], k.shape[3], v.shape[3]
     n_clusters, n_tokens = len(grouping.sequences), len(tokens.index)
     centers = np.zeros((n_heads, n_clusters, depth + 1 + width), np.float32)
@@ -347,39 +348,38 @@ def _sorted(
         grouping.member_offsets, tasks, CLUSTER_CHUNK, rows, centers,
     )  # fmt: skip
     rank = axes.shape[2]
-    slopes = np.zeros((n_heads, n_clusters, rank * width), np.float32)
-    squares = np.zeros((n_heads, n_clusters, rank), np.float32)
+    slopes = np.empty((n_heads, n_clusters, rank * width), np.float32)
+    squares = np.empty((n_heads, n_clusters, rank), np.float32)
     radii = np.empty((n_heads, n_tokens, 2), np.float32)
     launch(
         "coclusters.moments", n_threads, rows, grouping.member_offsets, centers, grouping.sequences, axes, tasks,
         CLUSTER_CHUNK, slopes, squares, radii,
     )  # fmt: skip
-    key_scores = np.empty((n_heads, n_tokens), np.float32)
-    heads = _ragged.per_head(len(tokens.spans), n_heads)
-    launch("coclusters.score_keys", n_threads, radii, tokens.spans, heads, key_scores)
     spreads = np.empty((len(tokens.spans), n_heads, rank), np.float32)
     for s, (_, start, stop) in enumerate(tokens.spans.tolist()):
         own = slice(int(grouping.cluster_offsets[s]), int(grouping.cluster_offsets[s + 1]))
         spreads[s] = squares[:, own].sum(axis=1) / (stop - start)
-    return key_scores, slopes, spreads
+    return radii, slopes, spreads
 
 
 def _limits(
-    centroids: Float32, spreads: Float32, grouping: Grouping, rows: Float32, key_scores: Float32,
+    centroids: Float32, spreads: Float32, grouping: Grouping, rows: Float32, radii: Float32,
     key_tokens: _ragged.Tokens, n_exact: int, n_threads: int,
-) -> Float32:  # fmt: skip
-    """For each centroid (2, H, clusters) the limits above which its logit + key score makes a key exact, and gives a
-    key of the tail a slope of its own."""
+) -> tuple[Float32, Float32]:  # fmt: skip
+    """Key scores (H, T), log2 of the error each makes in the tail, and for each centroid (2, H, clusters) the limits
+    above which its logit + key score makes a key exact, and gives a key of the tail a slope of its own."""
     n_heads, n_clusters, _ = centroids.shape
     counts = np.diff(grouping.cluster_offsets)
     logs, limits = np.empty((n_heads, n_clusters), np.float32), np.empty((n_heads, n_clusters), np.float32)
     sample = np.empty((n_heads, n_clusters, SAMPLED_KEYS), np.float32)
     tasks = _ragged.per_chunk(counts, n_heads, PANELS)
     tasks[:, 2] += grouping.cluster_offsets[tasks[:, 0]]
-    launch(
-        "coclusters.weigh", n_threads, centroids, grouping.cluster_offsets, rows, key_tokens.spans, tasks, PANELS,
-        sample, logs,
-    )  # fmt: skip
+    key_scores = np.empty(rows.shape[:2], np.float32)
+    launch_together(
+        n_threads,
+        ("coclusters.weigh", centroids, grouping.cluster_offsets, rows, key_tokens.spans, tasks, PANELS, sample, logs),
+        ("coclusters.score_keys", radii, key_tokens.spans, _ragged.per_head(len(counts), n_heads), key_scores),
+    )
     share = (n_exact / np.maximum(key_tokens.lengths, 1)).astype(np.float32)
     launch(
         "coclusters.thresholds", n_threads, sample, logs, spreads, key_scores, grouping.cluster_offsets,
@@ -387,7 +387,7 @@ def _limits(
     )  # fmt: skip
     limits += HAIR
     is_large = np.diff(grouping.member_offsets, axis=1) >= MANY
-    return np.stack([limits, np.where(is_large, limits - WITHIN, limits)])
+    return key_scores, np.stack([limits, np.where(is_large, limits - WITHIN, limits)])
 
 
 def _cut(grouping: Grouping, n_heads: int, n_threads: int) -> tuple[int, Int64]:

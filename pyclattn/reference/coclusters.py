@@ -6,7 +6,7 @@ A sorted row is [key (D), its own logit (1), value (E)], all heads and sequences
 
 import numpy as np
 
-from pyclattn.arrays import Float32, Int64
+from pyclattn.arrays import Float32, Float64, Int64
 from pyclattn.reference._tasks import drawn
 
 LOG2E = float(np.log2(np.e))
@@ -25,6 +25,13 @@ def covariances(
         x = rows[batch, head, index[start:stop]].astype(np.float64)
         x -= x.mean(axis=0)
         out[sequence, head] = x.T @ x / len(x)
+
+
+def eigenvectors(matrices: Float64, tasks: Int64, values: Float64, vectors: Float64, counter: Int64) -> None:
+    """Eigenvalues of symmetric matrices (N, D, D), the largest first, and eigenvectors as rows. A task is [matrix]."""
+    for (matrix,) in drawn(tasks, counter):
+        found, columns = np.linalg.eigh(matrices[matrix])
+        values[matrix], vectors[matrix] = found[::-1], columns.T[::-1]
 
 
 def sort_rows(
