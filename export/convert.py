@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from pyclattn import _threads
 from pyclattn.calibration import Quantized, quantize
-from pyclattn.errors import ArgumentError, PyclattnError
-from pyclattn.graph.passes import Report, optimize
-from pyclattn.graph.program import Program
+from pyclattn.errors import ArgumentError
+from pyclattn.graph.passes import Report
 from pyclattn.graph.serial import save_program
 from pyclattn.model import Model
 from pyclattn.plan import Plan
-from pyclattn.weights.targets import check_target
-from pyclattn_export.from_onnx import from_onnx
+from pyclattn.weights.targets import as_path, check_target
+from pyclattn_export.from_onnx import from_onnx, optimise
 from pyclattn_export.validate import validate
 from pyclattn_export.verify import Comparison, compare
 
@@ -101,8 +99,8 @@ def convert(
         raise ArgumentError("keep_above goes with weights: int8, fp16 or bf16")
     Plan.of(attention)
     _threads.resolve(n_threads)
-    source, target = Path(source), Path(target)
-    check_target("target", target, ".safetensors", source=source)
+    source = as_path("source", source)
+    target = check_target("target", target, ".safetensors", source=source)
     if golden is not None:
         check_target("golden", golden)
     verbs = ["load and map", "optimise", "validate", "save"] + (["verify"] if verify or golden else [])
@@ -111,7 +109,7 @@ def convert(
         done()
         program = from_onnx(source, dynamic=dynamic)
         done()
-        program, report = optimise(program, source, float_attention)
+        program, report = optimise(program, str(source), float_attention)
         done()
         validate(program, str(source))
         quantized = None
@@ -149,11 +147,3 @@ def _steps(bar: tqdm, verbs: list[str]):
         bar.set_description_str(next(rest, "done"))
 
     return done
-
-
-def optimise(program: Program, source: Path | str, float_attention: bool) -> tuple[Program, Report]:
-    """`pyclattn.graph.passes.optimize`, with the file in what it may raise."""
-    try:
-        return optimize(program, float_attention=float_attention)
-    except PyclattnError as error:
-        raise type(error)(f"{source}: {error}") from error

@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto
 
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
-from pyclattn.graph.passes import optimize
+from pyclattn.graph.passes import Report, optimize
 from pyclattn.graph.program import Op, Program, Value, fresh_name
 from pyclattn_export import opsets
 from pyclattn_export.tensors import dtype_name, parse, to_array
@@ -25,6 +25,7 @@ from pyclattn_export.validate import validate
 # IR 4 (2019) is the first whose weights need not be inputs; 6 came with opset 11.
 OLDEST_IR = 4
 MAX_NODES = 1_000_000
+MANY = 1 << 16  # more inputs than this is what ONNX calls any number
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "softmax_precision")
 
 
@@ -105,14 +106,19 @@ def read_program(path: str | os.PathLike) -> Program:
 
 def ready(program: Program, where: str) -> Program:
     """Optimised and validated."""
-    try:
-        program, _ = optimize(program)
-    except PyclattnError:
-        raise
-    except Exception as error:  # passes trust operators to have the inputs and attributes that ONNX gives them
-        raise ModelFormatError(f"{where}: its operators do not fit together: {error!r:.200}") from error
+    program, _ = optimise(program, where)
     validate(program, where)
     return program
+
+
+def optimise(program: Program, where: str, float_attention: bool = False) -> tuple[Program, Report]:
+    """`pyclattn.graph.passes.optimize`, with the file in what it may raise."""
+    try:
+        return optimize(program, float_attention=float_attention)
+    except PyclattnError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except Exception as error:  # passes trust operators to have the inputs and attributes that ONNX gives them
+        raise ModelFormatError(f"{where}: its operators do not fit together: {error!r:.200}") from error
 
 
 def from_onnx(
@@ -230,6 +236,8 @@ def _graph(graph: onnx.GraphProto, mapper: Mapper) -> Program:
     inputs = [_value(info, mapper.where) for info in graph.input if info.name not in weights]
     mapper.defined.update(value.name for value in inputs)
     for tensor in graph.initializer:
+        if tensor.name in mapper.constants:
+            raise ModelFormatError(f"{mapper.where}: weight {tensor.name!r} is defined twice")
         mapper.define(tensor.name, to_array(tensor, mapper.where, mapper.base))
     for index, node in enumerate(graph.node):
         _node(node, index, mapper)
@@ -251,6 +259,8 @@ def _node(node: onnx.NodeProto, index: int, mapper: Mapper) -> None:
             raise ModelFormatError(f"{where}: output {target!r} is defined twice")
     attributes = {item.name: _attribute(item, where, mapper) for item in node.attribute}
     domain = "" if node.domain == "ai.onnx" else node.domain
+    if not domain:
+        _check_form(node, mapper.versions[""], where)
     mapped = Node(node.op_type, tuple(node.input), tuple(node.output), attributes, name)
     try:
         if domain:
@@ -261,6 +271,25 @@ def _node(node: onnx.NodeProto, index: int, mapper: Mapper) -> None:
         if isinstance(error, PyclattnError):
             raise
         raise ModelFormatError(f"{where}: malformed: {error!r}") from error
+
+
+def _check_form(node: onnx.NodeProto, opset: int, where: str) -> None:
+    """Raise unless an ONNX operator has as many inputs as its opset gives it, and its attributes."""
+    if not onnx.defs.has(node.op_type, opset):
+        return  # named among the operators that do not run
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    n_inputs = len(node.input)
+    if not schema.min_input <= n_inputs <= schema.max_input:
+        least, most = schema.min_input, schema.max_input
+        wanted = f"{least}" if least == most else f"{least} to {most}" if most < MANY else f"at least {least}"
+        raise ModelFormatError(f"{where}: expected {wanted} inputs, got {n_inputs}")
+    given = {item.name for item in node.attribute}
+    missing = sorted(name for name, known in schema.attributes.items() if known.required and name not in given)
+    newest = onnx.defs.get_schema(node.op_type)  # files of an older number with newer attributes are about
+    unknown = sorted(given.difference(schema.attributes, newest.attributes))
+    for names, what in ((missing, "is missing"), (unknown, "is not one that ONNX knows")):
+        if names:
+            raise ModelFormatError(f"{where}: attribute {names[0]!r} {what}")
 
 
 def _attribute(item: AttributeProto, where: str, mapper: Mapper):

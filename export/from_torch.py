@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pyclattn.graph.serial import save_program
 from pyclattn.weights.targets import check_target
-from pyclattn_export.convert import Conversion, optimise
+from pyclattn_export.convert import Conversion
+from pyclattn_export.from_onnx import optimise
 from pyclattn_export.validate import validate
 from pyclattn_export.verify import keep
 

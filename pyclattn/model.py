@@ -27,7 +27,7 @@ from pyclattn.graph.serial import load_program, save_program
 from pyclattn.graph.spec import Observed, Settings, Spec
 from pyclattn.graph.weights import weight_bytes
 from pyclattn.plan import Plan
-from pyclattn.weights.targets import check_target
+from pyclattn.weights.targets import as_path, check_target
 
 # ONNX Runtime's names of element types
 _ORT_TYPES = {"float32": "float", "float64": "double", "float16": "float16"}
@@ -87,7 +87,7 @@ def load(
     BackendError
         If bfloat16 was asked for and the processor, or the instruction set that was chosen, does not have it.
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         program = _reader(path)(path)
         # a converted model went through this before, and a folder is written with fused operators

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pyclattn._blas import single
-from pyclattn.errors import MemoryLimitError, PyclattnError, ShapeError, UnsupportedOpError
+from pyclattn.errors import MemoryLimitError, ModelFormatError, PyclattnError, ShapeError, UnsupportedOpError
 from pyclattn.graph.arena import Arena
 from pyclattn.graph.ops import TABLE
 from pyclattn.graph.passes.lower import lower
@@ -244,6 +244,7 @@ class Executor:
     def _make(self, inputs: dict[str, Spec]) -> _Entry:
         settings = self.settings
         plan = self.planner.plan(inputs, settings)
+        self._check_types(plan)
         while self.max_memory is not None and plan.peak > self.max_memory and settings.block_bytes > LEAST_BLOCK:
             settings = replace(settings, block_bytes=settings.block_bytes // 4)
             plan = self.planner.plan(inputs, settings)
@@ -253,6 +254,13 @@ class Executor:
                 f"running {shapes} needs {plan.peak:,} bytes beside the weights, max_memory leaves {self.max_memory:,}"
             )
         return _Entry(plan, settings)
+
+    def _check_types(self, plan: Plan) -> None:
+        """Raise where an output is not what the model says it is, and what callers are told."""
+        for value in self.program.outputs:
+            spec = plan.specs.get(value.name)
+            if spec is not None and value.dtype and spec.dtype != value.dtype:
+                raise ModelFormatError(f"output {value.name!r} is {spec.dtype}, the model declares it as {value.dtype}")
 
     def _take(self, entry: _Entry) -> Frame:
         """An idle frame of this plan, or a new one."""

@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, PyclattnError
 from pyclattn.plan.choice import Choice, choice_of
 from pyclattn.plan.classes import Calibrated, LengthClass, kv_heads, progressions
 from pyclattn.plan.serial import fields, plain
-from pyclattn.weights.targets import write_atomically
+from pyclattn.weights.targets import as_path, write_atomically
 
 # A file of more bytes is no plan; 100 attentions of 64 heads in ten length classes take 0.5 MB.
 MOST_BYTES = 64 << 20
@@ -250,10 +249,11 @@ class Plan:
         ModelFormatError
             If the file cannot be read, is no plan, or was written by a newer pyclattn.
         """
+        path = as_path("path", path)
         try:
-            if Path(path).stat().st_size > MOST_BYTES:
+            if path.stat().st_size > MOST_BYTES:
                 raise ModelFormatError(f"{path}: more than {MOST_BYTES} bytes, this is no plan")
-            text = Path(path).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ModelFormatError(f"{path}: cannot be read ({error.strerror or error})") from error
         except UnicodeDecodeError as error:

@@ -18,6 +18,7 @@ DATATYPES = {
 }
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 MAX_RANK = 16
+LONGEST = (1 << 40) - 1  # of an axis: no memory holds more, and products of a few stay small
 # JSON types that each kind of element may have. True is no number, 1.0 no whole one.
 _ALLOWED: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
@@ -33,8 +34,10 @@ def dtype_of(name: Any, where: str) -> np.dtype:
 
 def shape_of(given: Any, where: str) -> tuple[int, ...]:
     """A shape as tuple, each dimension checked."""
-    if not isinstance(given, list) or any(type(n) is not int or not 0 <= n < 1 << 40 for n in given):
-        raise RequestError(400, f"{where}: shape must be a list of whole numbers from 0, got {_short(given)}")
+    if not isinstance(given, list) or any(type(n) is not int or not 0 <= n <= LONGEST for n in given):
+        raise RequestError(
+            400, f"{where}: shape must be a list of whole numbers from 0 to {LONGEST:,}, got {_short(given)}"
+        )
     if len(given) > MAX_RANK:
         raise RequestError(400, f"{where}: shape has {len(given)} dimensions, at most {MAX_RANK} are allowed")
     return tuple(given)

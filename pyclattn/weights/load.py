@@ -16,6 +16,7 @@ from pyclattn.weights.pytorch import OBJECTS, read_legacy, read_zip
 from pyclattn.weights.safetensors import SafeTensors
 from pyclattn.weights.source import Source, beside
 from pyclattn.weights.strict_json import parse_json
+from pyclattn.weights.targets import as_path
 from pyclattn.weights.tensors import Leaf, named
 
 INDEX = ".index.json"
@@ -85,7 +86,7 @@ def load_weights(
     {'w': array([1., 1.])}
     """
     starts = _checked_arguments(prefix, strip, objects)
-    path = _in_folder(Path(path))
+    path = _in_folder(as_path("path", path))
     tensors: Mapping[str, Leaf]
     if path.name.endswith(INDEX):
         tensors = _sharded(path, key, widen, objects, mmap)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pyclattn.errors import ModelFormatError
+from pyclattn.weights.targets import as_path
 
 
 class Source:
@@ -35,7 +36,7 @@ class Source:
         ModelFormatError
             If it cannot be read or is not a regular file (a pipe or device could block, or never end).
         """
-        path = Path(path)
+        path = as_path("path", path)
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):

@@ -1,4 +1,4 @@
-"""Files that are written: asked for before the work, and there whole or not at all."""
+"""Paths, and files that are written: asked for before the work, and there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from pyclattn.errors import ArgumentError
+from pyclattn.errors import ArgumentError, DTypeError
+
+
+def as_path(name: str, given: str | os.PathLike) -> Path:
+    """The path that an argument gives.
+
+    Examples
+    --------
+    >>> as_path("path", None)
+    Traceback (most recent call last):
+    pyclattn.errors.DTypeError: path must be a path, as text or pathlib.Path, got None
+    """
+    try:
+        return Path(given)
+    except TypeError:
+        raise DTypeError(f"{name} must be a path, as text or pathlib.Path, got {given!r:.60}") from None
 
 
 def check_target(
@@ -21,7 +36,7 @@ def check_target(
         If it has none of the suffixes (where some are given), is a folder, lies in none that can be written to, or is
         the source.
     """
-    path = Path(path)
+    path = as_path(name, path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise ArgumentError(f"{name} must end in {' or '.join(suffixes)}, got {str(path)!r}")
     if path.is_dir():

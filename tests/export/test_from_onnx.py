@@ -313,6 +313,40 @@ def test_sequences_are_refused_by_name():
         from_onnx(model)
 
 
+def test_a_weight_named_twice():
+    g = Builder()
+    model = g.model(g("MatMul", g.input("x", ["n", 4]), g.weight(4, 4)))
+    model.graph.initializer.append(model.graph.initializer[0])
+    with pytest.raises(ModelFormatError, match="weight 'c0' is defined twice"):
+        from_onnx(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_inputs", "attributes", "match"),
+    [
+        ("MatMul", 1, {}, r"'n0' \(MatMul\): expected 2 inputs, got 1"),
+        ("Clip", 4, {}, "expected 1 to 3 inputs, got 4"),
+        ("Concat", 0, {"axis": 0}, "expected at least 1 inputs, got 0"),
+        ("Concat", 2, {}, "attribute 'axis' is missing"),
+        ("Relu", 1, {"slope": 0.1}, "attribute 'slope' is not one that ONNX knows"),
+    ],
+)
+def test_operators_of_another_form(kind, n_inputs, attributes, match):
+    g = Builder()
+    x = g.input("x", [3, 3])
+    model = g.model(g(kind, *[x] * n_inputs, **attributes))
+    with pytest.raises(ModelFormatError, match=match):
+        from_onnx(model)
+
+
+def test_an_output_of_another_type_than_declared():
+    g = Builder()
+    model = g.model(g("Relu", g.input("x", ["n", 4])))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    with pytest.raises(ModelFormatError, match="output 'v0_0' is float32, the model declares it as int64"):
+        run(from_onnx(model), g.feeds)
+
+
 def test_validate_accepts_what_runs(file):
     validate(from_onnx(file))
 

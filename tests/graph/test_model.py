@@ -31,6 +31,13 @@ def attention_model(n_heads=2, d=16):
     return Program([Value("x", "float32", shape)], [Value("y", "float32", shape)], ops, constants)
 
 
+@pytest.mark.parametrize("read", [load, pyclattn.load_weights, Plan.load])
+@pytest.mark.parametrize("given", [None, 3, b"model.safetensors"])
+def test_what_is_no_path(read, given):
+    with pytest.raises(DTypeError, match=f"path must be a path, as text or pathlib.Path, got {given!r}"):
+        read(given)
+
+
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "model.safetensors"
