@@ -147,6 +147,8 @@ def attend_clusters(
             first = at + tasks[task, 2]
             n_queries = min(chunk, stop - first)
             n_panels = (n_queries + w.lanes - 1) // w.lanes
+            for i in range(n_queries):  # what is written at the end
+                want(&w.wanted, &within[head, first + i, 0], width)
             keys, values = &key[batches[cluster], head, 0, 0], &value[batches[cluster], head, 0, 0]
             for i in range(n_panels):
                 panel_begin(&w, panel_at(&w, i), &query[batches[cluster], head, 0, 0], q_stride,
@@ -210,6 +212,16 @@ cdef void weigh_clusters(Work *w, Panel p, const float *logits, i64 stride, cons
         w.isa.soften(w.s, n_clusters, w.peaks, vectors, p.m, p.mass, p.alpha)
 
 
+cdef void want_logits(Work *w, const float[:, ::1] logits, i64 head, i64 n_clusters, int64_t start, int64_t at,
+                      int64_t stop) noexcept nogil:
+    """The kept logits of one panel."""
+    cdef Kept kept = kept_at(start, at, stop)
+    cdef i64 c
+    for c in range(n_clusters):
+        want(&w.wanted, &logits[head, kept.start * n_clusters + at - kept.start] + c * kept.width,
+             min(w.lanes, stop - at))
+
+
 def mix(
     const float[:, :, :, :] query, const float[:, :, ::1] surrogates, const int64_t[:, ::1] spans,
     const int64_t[::1] index, const float[:, ::1] gains, double scale, bint is_laplace,
@@ -227,11 +239,11 @@ def mix(
         const float *own
         i64 depth = query.shape[3], width = out.shape[3], n_clusters = surrogates.shape[1]
         i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
-        i64 task, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
+        i64 task, upcoming, sequence, head, batch, n, i, d, e, vectors, first_cluster, place, at
         const float *own_logits
         Kept kept
         i64 stride
-        int64_t t, start, stop
+        int64_t t, start, stop, later
         float x
         bint is_finite
 
@@ -246,10 +258,9 @@ def mix(
             with gil:
                 raise MemoryError("no memory for one panel of weights")
         p = panel_at(&w, 0)
-        while True:
-            task = draw_task(&counter[0])
-            if task >= tasks.shape[0] or width == 0:
-                break
+        upcoming = draw_task(&counter[0])
+        while upcoming < tasks.shape[0] and width > 0:
+            task, upcoming = upcoming, draw_task(&counter[0])
             sequence, head = tasks[task, 0], tasks[task, 1]
             batch, start = spans[sequence, 0], spans[sequence, 1] + tasks[task, 2]
             t = start
@@ -279,10 +290,11 @@ def mix(
                     kept = kept_at(start, t, stop)
                     own_logits, stride = &logits[head, kept.start * n_clusters + t - kept.start], kept.width
                     if t + n < stop:
-                        kept = kept_at(start, t + n, stop)
-                        for i in range(n_clusters):
-                            want(&w.wanted, &logits[head, kept.start * n_clusters + t + n - kept.start]
-                                 + i * kept.width, min(w.lanes, stop - t - n))
+                        want_logits(&w, logits, head, n_clusters, start, t + n, stop)
+                    elif upcoming < tasks.shape[0]:
+                        later = spans[tasks[upcoming, 0], 1] + tasks[upcoming, 2]
+                        want_logits(&w, logits, tasks[upcoming, 1], n_clusters, later, later,
+                                    min(later + chunk, spans[tasks[upcoming, 0], 2]))
                 weigh_clusters(&w, p, own_logits, stride, own_gains, n_clusters, &member_offsets[first_cluster], n,
                                is_laplace)
                 at = 0

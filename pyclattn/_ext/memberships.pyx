@@ -59,10 +59,12 @@ def affinities(
         float *most
         int32_t *nearest
         const float *rows
+        const float *next_rows
         i64 n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
         i64 strides[2]
-        i64 lanes, task, batch, head, side, n, i, c, vectors, row_step = out.strides[0] // 4
-        int64_t at, start, stop
+        i64 lanes, task, upcoming, batch, next_batch, head, side, n, n_later, i, c, vectors
+        i64 row_step = out.strides[0] // 4
+        int64_t at, start, stop, later
         bint is_by_token = out.strides[1] == 4
 
     strides[0], strides[1] = query.strides[2] // 4, key.strides[2] // 4
@@ -86,15 +88,18 @@ def affinities(
         memset(zeros, 0, n_clusters * sizeof(float))
         for i in range(lanes):
             ones[i] = 1
-        while True:
-            task = draw_task(&counter[0])
-            if task >= tasks.shape[0]:
-                break
+        upcoming = draw_task(&counter[0])
+        while upcoming < tasks.shape[0]:
+            task, upcoming = upcoming, draw_task(&counter[0])
             batch, start = spans[tasks[task, 0], 0], tasks[task, 1]
             at = start
             stop = min(min(at + chunk, spans[tasks[task, 0], 2]), origin + out.shape[0])
             while at < stop:
                 n = min(lanes, stop - at)
+                next_batch, later, n_later = batch, at + n, min(lanes, stop - at - n)
+                if n_later == 0 and upcoming < tasks.shape[0]:
+                    next_batch, later = spans[tasks[upcoming, 0], 0], tasks[upcoming, 1]
+                    n_later = min(min(lanes, spans[tasks[upcoming, 0], 2] - later), origin + out.shape[0] - later)
                 vectors = (n + isa.vector - 1) // isa.vector
                 memset(total, 0, n_clusters * lanes * sizeof(float))
                 for i in range(lanes):
@@ -104,8 +109,9 @@ def affinities(
                     for side in range(2):
                         rows = &query[batch, head, 0, 0] if side == 0 else &key[batch, head, 0, 0]
                         want_nothing(&wanted)
-                        for i in range(n, min(n + lanes, stop - at)):  # of the next panel
-                            want(&wanted, rows + index[at + i] * strides[side], depth)
+                        next_rows = &query[next_batch, head, 0, 0] if side == 0 else &key[next_batch, head, 0, 0]
+                        for i in range(n_later):  # of the next panel, or of the next task's first
+                            want(&wanted, next_rows + index[later + i] * strides[side], depth)
                         isa.load(rows, strides[side], &index[at], n, depth,
                                  <float> (scale if is_laplace else scale * LOG2E), panel)
                         score_asking(isa, &wanted, &surrogates[head, 0, 0], n_clusters, depth, panel, vectors, s,

@@ -5,11 +5,11 @@ from libc.stdint cimport int64_t
 from pyclattn._ext.isa cimport i64, tile_isa, tile_prefetch_far
 
 cdef enum:
-    WANTED = 512  # rows remembered: query, key and value of 128 members, and more
+    WANTED = 576  # rows remembered: query, key and value of 128 members, and what 192 of them will get
     ASKED = 16  # rows asked for at a time: of 64 features they are 64 lines, about what a core has under way at most
-    ASKED_IN_ORDER = 64  # of rows that mostly follow each other
+    ASKED_IN_ORDER = 32  # of rows that mostly follow each other
     BLOCK = 32  # scores between two such times: whole groups of every instruction set
-    PIECE = 16  # columns of a sum between two such times: the same
+    PIECE = 8  # columns of a sum between two such times: one tile of every instruction set's
     KEPT = 48  # tokens whose logits are kept side by side: whole panels of every instruction set
 
 
