@@ -153,6 +153,7 @@ def with_number(number, row=3, column=2):
         (with_number(np.inf), "NaN or an infinity"),
         (np.zeros((4, 4), np.float32), "all of it is zero"),
         (with_number(1000), r"of the rest would be lost, more than 90%"),
+        (with_number(1e9), r"that 100% of the rest would be lost"),
     ],
 )
 def test_weights_that_int8_cannot_hold(weight, message):

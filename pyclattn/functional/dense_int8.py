@@ -147,7 +147,8 @@ def quantise_weight(weight: Given) -> tuple[np.ndarray, Float32]:
     codes = np.rint(given / np.where(scales > 0, scales, 1)).clip(-LEVELS, LEVELS)
     lost = np.square(given - codes * scales, dtype=np.float64).sum(axis=0)
     rest = np.square(given, dtype=np.float64).sum(axis=0) - np.square(largest, dtype=np.float64)
-    worst = np.sqrt(np.max(lost / np.maximum(rest, np.finfo(np.float32).tiny), initial=0, where=lost > 0))
+    # beside a number large enough the rest is less than the rounding of their sum
+    worst = np.sqrt(np.max(lost / np.maximum(np.maximum(rest, lost), np.finfo(np.float32).tiny), initial=0))
     if worst > WORST_COLUMN:
         raise ArgumentError(
             f"int8 cannot hold the weight: a number so large stands in a column that {worst:.0%} of the rest would be "

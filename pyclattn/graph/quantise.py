@@ -20,11 +20,13 @@ from pyclattn.graph.identity import derived
 from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.program import Op, Program, fresh_name, nested, walk
 from pyclattn.graph.program import free_names as free_names_of
-from pyclattn.graph.weights import DENSE
+from pyclattn.graph.weights import DENSE, widened
 
 WEIGHTS = ("int8", "fp16", "bf16")
 # A smaller weight is not worth an operator: 64 x 64 float32 are 16 kB.
 LEAST = 1 << 12
+# Halves round by .03 %, bfloat16 by .2 % of a number; more is lost where numbers are near or below their smallest.
+MOST_LOST, TINY = 0.01, float(np.finfo(np.float64).tiny)
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -94,11 +96,15 @@ def stored(layer: Layer, weight: np.ndarray, weights: str) -> tuple[np.ndarray, 
         return quantise_weight(weight)
     if not np.isfinite(weight).all():
         raise ArgumentError(f"{weights} does not hold the weight: it has a NaN or an infinity")
-    if weights == "bf16":
-        return bfloat16_bits(weight), None
-    if np.abs(weight).max(initial=0) > LARGEST_HALF:
+    if weights == "fp16" and np.abs(weight).max(initial=0) > LARGEST_HALF:
         raise ArgumentError(f"fp16 cannot hold the weight: it has a number beyond {LARGEST_HALF:.0f}")
-    return weight.astype(np.float16), None
+    held = bfloat16_bits(weight) if weights == "bf16" else weight.astype(np.float16)
+    lost = np.linalg.norm(weight - widened(held).astype(np.float64)) / max(
+        np.linalg.norm(weight.astype(np.float64)), TINY
+    )
+    if lost > MOST_LOST:
+        raise ArgumentError(f"{weights} cannot hold the weight: its numbers are so small that {lost:.0%} would be lost")
+    return held, None
 
 
 def bfloat16_bits(array: np.ndarray) -> np.ndarray:

@@ -170,6 +170,14 @@ def test_numbers_beyond_float16_stay():
     assert not quantise(program(up=up), "bf16")[1]
 
 
+@pytest.mark.parametrize(("weights", "factor"), [("fp16", 1e-7), ("fp16", 1e-12), ("bf16", 1e-39)])
+def test_numbers_too_small_for_halves_stay(weights, factor):
+    up = (program().constants["up"] * factor).astype(np.float32)
+    _, refused = quantise(program(up=up), weights)
+    assert "so small that" in refused["up"]
+    assert not quantise(program(up=np.zeros_like(up)), weights)[1]
+
+
 def test_bfloat16_rounds_to_even():
     """Ties, the largest numbers below the overflow, denormals, zeros of both signs."""
     torch_like = {0x3F808000: 0x3F80, 0x3F818000: 0x3F82, 0x3F808001: 0x3F81, 0x7F7F0000: 0x7F7F, 0x00000001: 0,
