@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
+from pyclattn.errors import ArgumentError, DTypeError, ModelFormatError, PyclattnError
 from pyclattn.graph.program import Program, Value
 from pyclattn.model import Model, load
 from pyclattn_export.from_onnx import from_onnx
@@ -28,6 +28,8 @@ Axes = dict[str, dict[int, str]]  # input -> axis -> its name
 
 def by_name(module: nn.Module, given: Mapping[str, Given] | Sequence[Given]) -> dict[str, Tensor]:
     """Example inputs by the names of forward's arguments, in its order."""
+    if not isinstance(module, nn.Module):
+        raise DTypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     signature = inspect.signature(module.forward)
     try:
         bound = signature.bind(**given) if isinstance(given, Mapping) else signature.bind(*given)
@@ -79,11 +81,20 @@ def program_of(
             warnings.simplefilter("ignore")
             model = exporters[exporter](module, dict(inputs), axes, list(names))
     except Exception as error:  # of torch's many kinds; its own words say what in the module it could not follow
-        raise ModelFormatError(f"torch cannot export {type(module).__name__} ({exporter}): {error!s:.2000}") from error
+        own = _own(error)
+        said = f"{error!s:.2000}" if own is None else str(own)
+        raise ModelFormatError(f"torch cannot export {type(module).__name__} ({exporter}): {said}") from error
     program = from_onnx(model)
     program.metadata["source"] = "torch"
     _name_axes(program, axes)
     return program
+
+
+def _own(error: BaseException | None) -> PyclattnError | None:
+    """What of ours is behind an error of torch's."""
+    while error is not None and not isinstance(error, PyclattnError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _by_dynamo(module: nn.Module, inputs: dict[str, Tensor], axes: Axes, names: list[str]) -> onnx.ModelProto:
@@ -97,14 +108,29 @@ def _by_dynamo(module: nn.Module, inputs: dict[str, Tensor], axes: Axes, names: 
 def _by_script(module: nn.Module, inputs: dict[str, Tensor], axes: Axes, names: list[str]) -> onnx.ModelProto:
     file, was_fast = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch's own encoder layer as one operator that ONNX has not
+    given: dict[str, Any] = {"args": (), "kwargs": inputs}
+    kinds = {argument.kind for argument in inspect.signature(module.forward).parameters.values()}
+    if inspect.Parameter.KEYWORD_ONLY in kinds:  # which this exporter would give by position
+        module, given = _ByPosition(module, list(inputs)), {"args": tuple(inputs.values())}
     try:
         torch.onnx.export(
-            module, (), file, kwargs=inputs, dynamo=False, input_names=list(inputs), output_names=names,
-            dynamic_axes=axes, verbose=False,
+            module, f=file, dynamo=False, input_names=list(inputs), output_names=names, dynamic_axes=axes,
+            verbose=False, **given,
         )  # fmt: skip
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fast)
     return onnx.load_from_string(file.getvalue())
+
+
+class _ByPosition(nn.Module):
+    """A module whose arguments are given in an order, not by their names."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.module(**dict(zip(self.names, given)))
 
 
 def _name_axes(program: Program, axes: Axes) -> None:
@@ -154,8 +180,14 @@ def _differences(module: nn.Module, inputs: Mapping[str, Tensor], model: Model) 
 
 def outputs_of(module: nn.Module, inputs: Mapping[str, Tensor], names: Sequence[str] | None) -> dict[str, np.ndarray]:
     """What a module gives, flattened as the exporter flattens it, by name."""
-    given = module(**inputs)
-    arrays = [leaf.numpy() for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    try:
+        given = module(**inputs)
+    except PyclattnError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in inputs.items())
+        raise ArgumentError(f"{type(module).__name__} does not run on {shapes}: {error}") from error
+    arrays = [_array("an output", leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     if names is None and isinstance(given, Mapping) and len(given) == len(arrays):
         names = list(given)
     elif names is None:
@@ -166,7 +198,13 @@ def outputs_of(module: nn.Module, inputs: Mapping[str, Tensor], names: Sequence[
 
 
 def arrays(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: x.numpy() for name, x in inputs.items()}
+    return {name: _array(name, x) for name, x in inputs.items()}
+
+
+def _array(name: str, x: Tensor) -> np.ndarray:
+    if x.dtype == torch.bfloat16:
+        raise DTypeError(f"{name} is bfloat16, which arrays of NumPy are not: give module.float() and float32 inputs")
+    return x.detach().cpu().numpy()
 
 
 @contextmanager

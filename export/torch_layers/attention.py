@@ -5,6 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyclattn.errors import ArgumentError
+
+
+def width_of_head(dim: int, n_heads: int) -> int:
+    if n_heads < 1 or dim % n_heads:
+        raise ArgumentError(f"n_heads must be a divisor of dim = {dim}, got {n_heads}")
+    return dim // n_heads
+
 
 class MultiHeadAttention(nn.Module):
     """The twin of `pyclattn.layers.MultiHeadAttention`, of tokens to themselves.
@@ -39,7 +47,7 @@ class MultiHeadAttention(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        head_dim, value_dim = head_dim or dim // n_heads, value_dim or dim // n_heads
+        head_dim, value_dim = head_dim or width_of_head(dim, n_heads), value_dim or width_of_head(dim, n_heads)
         self.n_heads, self.scale = n_heads, scale
         self.query, self.key = (nn.Linear(dim, n_heads * head_dim, bias=bias) for _ in range(2))
         self.value = nn.Linear(dim, n_heads * value_dim, bias=bias)

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyclattn.errors import ArgumentError
+from pyclattn.functional._check import one_of, whole
+from pyclattn.functional.cast import ATTENTIONS, CLUSTERINGS
+from pyclattn_export.torch_layers.attention import width_of_head
 from pyclattn_export.torch_layers.operators import Result, operator
 
 # Of the Laplace attention function: mean and deviation that match the squared ReLU (Ma et al. 2022, arXiv 2209.10655).
@@ -51,8 +55,13 @@ def cast_attention(
     Tensor (B, H, N, E)
         0 at padding. Gradients reach all five inputs; which tokens a cluster holds is a choice, through which none
         flow.
+
+    Raises
+    ------
+    ArgumentError
+        For unknown words, and where "sa_topk" has no room for all tokens.
     """
-    weigh = {"softmax": _softmax, "laplace": _laplace}[attention]
+    weigh = {"softmax": _softmax, "laplace": _laplace}[one_of("attention", attention, ATTENTIONS)]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     of_query = torch.einsum("bhnd,chd->bhnc", query, surrogate_tokens) * scale
     of_key = torch.einsum("bhnd,chd->bhnc", key, surrogate_tokens) * scale
@@ -106,8 +115,19 @@ def clusters(
     """
     padding = torch.zeros_like(affinity[..., 0], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
     size = min(cluster_size, affinity.shape[1])
-    choose = {"topk": _topk, "sa_topk": _sa_topk}[clustering]
+    choose = {"topk": _topk, "sa_topk": _sa_topk}[one_of("clustering", clustering, CLUSTERINGS)]
+    if clustering == "sa_topk":
+        _check_room(padding, size, affinity.shape[2])
     return choose(affinity.masked_fill(padding[..., None], -torch.inf), size)
+
+
+def _check_room(padding: Tensor, size: int, n_clusters: int) -> None:
+    longest = int((~padding).sum(1).max()) if padding.numel() else 0
+    if size * n_clusters < longest:
+        raise ArgumentError(
+            f"cluster_size must be at least {-(-longest // n_clusters)} for sa_topk to place {longest} tokens in "
+            f"{n_clusters} clusters, got {size}"
+        )
 
 
 def _topk(affinity: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -198,13 +218,16 @@ class CASTAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.options = {
-            "cluster_size": cluster_size, "clustering": clustering, "attention": attention,
-            "gate_temperature": gate_temperature, "scale": scale,
-        }  # fmt: skip
+            "cluster_size": whole("cluster_size", cluster_size, 1),
+            "clustering": one_of("clustering", clustering, CLUSTERINGS),
+            "attention": one_of("attention", attention, ATTENTIONS),
+            "gate_temperature": gate_temperature,
+            "scale": scale,
+        }
         self.query_proj, self.key_proj, self.value_proj, self.out_proj = (
             nn.Linear(dim, dim, bias=bias) for _ in range(4)
         )
-        self.surrogate_tokens = nn.Parameter(torch.randn(n_clusters, n_heads, dim // n_heads))
+        self.surrogate_tokens = nn.Parameter(torch.randn(n_clusters, n_heads, width_of_head(dim, n_heads)))
         self.gate = nn.Linear(dim, 1)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:

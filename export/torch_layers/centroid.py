@@ -11,7 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyclattn.errors import ArgumentError, ShapeError
+from pyclattn.functional._check import one_of
+from pyclattn.functional.centroid import NORMALIZATIONS
+from pyclattn.layers.centroid import STARTS
 from pyclattn_export.torch_layers import points
+from pyclattn_export.torch_layers.attention import width_of_head
 from pyclattn_export.torch_layers.operators import Result, operator
 
 
@@ -44,7 +49,17 @@ def centroid_attention(
     Returns
     -------
     Tensor (B, H, M, E)
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        For an unknown word, and where there are more centroids than inputs.
     """
+    one_of("normalize", normalize, NORMALIZATIONS)
+    if query.shape[2] > key.shape[2]:
+        raise ShapeError(
+            f"query must have at most as many centroids as there are inputs, got {query.shape[2]} > {key.shape[2]}"
+        )
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     near = None if neighbors is None else neighbors.clamp_min(0)
     if near is None:
@@ -172,8 +187,10 @@ class CentroidAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_heads, self.n_centroids, self.n_steps, self.eps = n_heads, n_centroids, n_steps, eps
-        self.init, self.n_neighbors, self.grid, self.seed = init, n_neighbors, grid, seed
-        self.has_class_token, self.normalize, self.scale = has_class_token, normalize, scale
+        width_of_head(dim, n_heads)
+        self.init, self.normalize = one_of("init", init, STARTS), one_of("normalize", normalize, NORMALIZATIONS)
+        self.n_neighbors, self.grid, self.seed = n_neighbors, grid, seed
+        self.has_class_token, self.scale = has_class_token, scale
         self.query_proj, self.key_proj, self.value_proj, self.out_proj = (
             nn.Linear(dim, dim, bias=bias) for _ in range(4)
         )
@@ -202,6 +219,10 @@ class CentroidAttention(nn.Module):
         self, x: Tensor, coordinates: Tensor | None = None, *, key_padding_mask: Tensor | None = None
     ) -> Centroids:
         """Where the centroids of these tokens start, with their padding mask for the layers that follow."""
+        if self.init == "given":
+            raise ArgumentError("init='given' needs start=Centroids(...) in the call")
+        if coordinates is None and (self.init == "farthest" or self.n_neighbors is not None):
+            raise ArgumentError(f"init={self.init!r} with n_neighbors={self.n_neighbors} needs coordinates, got None")
         first = int(self.has_class_token)
         body, padding = x[:, first:], None if key_padding_mask is None else key_padding_mask[:, first:]
         if self.init == "mean_pool":
@@ -221,7 +242,10 @@ class CentroidAttention(nn.Module):
         absent, at, neighbors = None if padding is None else indices < 0, indices.clamp_min(0), None
         tokens = _rows(x, at)
         if self.n_neighbors is not None:
-            neighbors = points.nearest_neighbors(_rows(coordinates, at), coordinates, self.n_neighbors, padding)
+            centers = _rows(coordinates, at)
+            if absent is not None:  # what stands in padding may be anything
+                centers = centers.masked_fill(absent[..., None], 0)
+            neighbors = points.nearest_neighbors(centers, coordinates, self.n_neighbors, padding)
         if absent is not None:
             tokens = tokens.masked_fill(absent[..., None], 0)
         return Centroids(tokens, absent, indices, neighbors)

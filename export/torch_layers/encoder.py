@@ -8,6 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyclattn.functional._check import one_of
+
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
@@ -37,7 +39,7 @@ class FeedForward(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.activation, self.dropout = ACTIVATIONS[activation], dropout
+        self.activation, self.dropout = ACTIVATIONS[one_of("activation", activation, tuple(ACTIVATIONS))], dropout
         self.up, self.down = nn.Linear(dim, hidden, bias=bias), nn.Linear(hidden, dim, bias=bias)
         self.gate = nn.Linear(dim, hidden, bias=bias) if is_gated else None
 
@@ -81,9 +83,9 @@ class EncoderLayer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        dim = feed_forward.up.in_features
+        dim, kind = feed_forward.up.in_features, NORMS[one_of("norm", norm, tuple(NORMS))]
         self.attention, self.feed_forward = attention, feed_forward
-        self.attention_norm, self.feed_forward_norm = (NORMS[norm](dim, eps=epsilon) for _ in range(2))
+        self.attention_norm, self.feed_forward_norm = (kind(dim, eps=epsilon) for _ in range(2))
         self.is_pre_norm, self.dropout = is_pre_norm, nn.Dropout(dropout)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:

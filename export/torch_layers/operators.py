@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pyclattn.errors import ArgumentError
 
 DOMAIN = "pyclattn"
 
@@ -41,13 +44,16 @@ def operator(*tensors: str, result: Callable[..., Result]) -> Callable[[Callable
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Tensor:
+            if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+                # torch.onnx.export tries this where all else failed, and would write the example's sizes into the file
+                raise ArgumentError(f"{function.__name__} cannot be exported by torch.export with strict=True")
             if not torch.onnx.is_in_onnx_export():
                 return function(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             inputs = {name: given.arguments[name] for name in tensors}
             attributes = {
-                name: int(value) if isinstance(value, bool) else value
+                name: _attribute(function.__name__, name, value)
                 for name, value in given.arguments.items()
                 if name not in inputs and value is not None
             }
@@ -56,6 +62,20 @@ def operator(*tensors: str, result: Callable[..., Result]) -> Callable[[Callable
         return call
 
     return enter
+
+
+def _attribute(function: str, name: str, value: Any) -> int | float | str | tuple[int, ...]:
+    """An argument as the exporters take it."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat, Tensor)):
+        raise ArgumentError(
+            f"{name} of {function} must be a number in an ONNX export, the same for all inputs; "
+            "got one that was made of a tensor or its shape"
+        )
+    if isinstance(value, (list, tuple)):
+        return tuple(_attribute(function, name, each) for each in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    return int(value) if isinstance(value, bool) else value
 
 
 def _node(kind: str, inputs: tuple[Tensor | None, ...], attributes: Mapping[str, Any], result: Result) -> Tensor:

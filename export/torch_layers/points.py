@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyclattn.functional import _check
+from pyclattn.functional.centroid import pool_counts
 from pyclattn_export.torch_layers.operators import Result, operator
 
 # Distances held at once by nearest_neighbors: 16 MB of float32.
@@ -21,6 +23,7 @@ PAIRS = 1 << 22
 @torch.no_grad()
 def farthest_point_sampling(points: Tensor, n_centroids: int, key_padding_mask: Tensor | None = None) -> Tensor:
     """As `pyclattn.farthest_point_sampling`: positions (B, M) among points (B, N, P), -1 where none is left."""
+    _check.n_centroids(n_centroids, points.shape[1])
     distance = torch.full_like(points[..., 0], torch.inf)
     if key_padding_mask is not None:
         distance = distance.masked_fill(key_padding_mask, -torch.inf)
@@ -67,6 +70,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def random_positions(tokens: Tensor, n_centroids: int, seed: int = 0, key_padding_mask: Tensor | None = None) -> Tensor:
     """As `pyclattn.functional.centroid.random_positions`: (B, M) among tokens (B, N, width), -1 where none is left."""
+    _check.n_centroids(n_centroids, tokens.shape[1])
     drawn = torch.from_numpy(np.random.default_rng(seed).permutation(tokens.shape[1])).to(tokens.device)
     if key_padding_mask is None:
         return drawn[:n_centroids].expand(len(tokens), -1)
@@ -82,6 +86,8 @@ def mean_pool_tokens(
     tokens: Tensor, n_centroids: int, *, grid: tuple[int, int] | None = None, key_padding_mask: Tensor | None = None
 ) -> Tensor:
     """As `pyclattn.mean_pool_tokens`: (B, N, width) to (B, M, width)."""
+    _check.n_centroids(n_centroids, tokens.shape[1])
+    pool_counts(None, tokens.shape[1], n_centroids, grid)  # refuses a grid that does not fit
     if key_padding_mask is not None:
         tokens = tokens.masked_fill(key_padding_mask[..., None], 0)
     counts = _in_pools(_present(tokens, key_padding_mask), n_centroids, grid)

@@ -93,6 +93,41 @@ def test_attributes_are_the_functions_arguments():
     assert len(nodes[-1].input) == 6
 
 
+@pytest.mark.parametrize("exporter", ["dynamo", "script"])
+def test_arguments_by_keyword_only_and_numbers_of_numpy(exporter, tmp_path):
+    given = {"x": torch.randn(2, 16, D), "key_padding_mask": torch.arange(16)[None] >= torch.tensor([[16], [4]])}
+    layer = torch_layers.CentroidAttention(D, 2, np.int64(4), init="mean_pool", grid=[4, 4], scale=np.float64(0.5))
+    assert from_torch(layer, given, tmp_path / "m.safetensors", exporter=exporter).comparison.passed
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "script"])
+def test_fewer_points_than_neighbors(exporter, tmp_path):
+    layer, path = torch_layers.CentroidAttention(D, 2, 3, n_neighbors=8).eval(), tmp_path / "m.safetensors"
+    given = {"x": torch.randn(2, 9, D), "coordinates": torch.randn(2, 9, 3)}
+    assert from_torch(layer, given, path, dynamic=dict.fromkeys(given, OPEN), exporter=exporter).comparison.passed
+    few = {name: x[:, :5] for name, x in given.items()}
+    with torch.no_grad():
+        found = pyclattn.load(path)(**{name: x.numpy() for name, x in few.items()})["output"]
+        np.testing.assert_allclose(found, layer(**few).numpy(), atol=1e-5)
+
+
+class Quartered(nn.Module):
+    def forward(self, x):
+        return torch_layers.mean_pool_tokens(x, x.shape[1] // 4)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "script"])
+def test_a_number_made_of_a_length_is_refused(exporter, tmp_path):
+    """torch's last resort, export with strict=True, would write the function's arithmetic down, for one length."""
+    with pytest.raises(ModelFormatError, match=r"\): n_centroids of mean_pool_tokens must be a number"):
+        from_torch(Quartered(), [torch.zeros(2, 40, D)], tmp_path / "m.safetensors", dynamic={"x": OPEN},
+                   exporter=exporter)  # fmt: skip
+    if exporter == "dynamo":  # where the length is not open it is a number
+        assert from_torch(Quartered(), [torch.randn(2, 40, D)], tmp_path / "m.safetensors").comparison.passed
+    with pytest.raises(Exception, match="mean_pool_tokens cannot be exported"):
+        torch.export.export(Quartered(), (torch.zeros(2, 40, D),), strict=True)
+
+
 class Fixed(nn.Module):
     """A length written into the model."""
 
@@ -129,12 +164,15 @@ def test_golden_names_and_a_difference(tmp_path):
         ({"dynamic": {"input": (2,)}}, "axis 2 of 'input' is out of range"),
         ({"output_names": ["a", "b"]}, "has 1 outputs"),
         ({"exporter": "trace"}, "exporter must be one of dynamo, script"),
+        ({"module": None}, "module must be a torch.nn.Module, got NoneType"),
+        ({"example_inputs": [torch.zeros(2, 5)]}, r"Linear does not run on input \(2, 5\) torch.float32: "),
+        ({"example_inputs": [torch.zeros(2, 4).bfloat16()], "module": nn.Linear(4, 3).bfloat16()}, "is bfloat16"),
     ],
 )
 def test_arguments(change, message, tmp_path):
     given = {"example_inputs": [torch.zeros(2, 4)], "path": tmp_path / "m.safetensors", **change}
     with pytest.raises(ArgumentError, match=message):
-        from_torch(nn.Linear(4, 3), **given)
+        from_torch(**{"module": nn.Linear(4, 3), **given})
     assert not list(tmp_path.iterdir())
 
 

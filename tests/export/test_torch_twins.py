@@ -315,3 +315,65 @@ def test_random_positions_are_pyclattns():
         own = np.broadcast_to(random_positions(20, 5, 7, mask), (3, 5))
         found = twin_points.random_positions(torch.zeros(3, 20, 1), 5, 7, as_tensor(mask))
         np.testing.assert_array_equal(found.numpy(), own)
+
+
+X = torch.randn(1, 9, 12)
+HEADS = torch.randn(1, 2, 9, 4)
+BAD = {
+    "clustering": (lambda: twins.CASTAttention(12, 3, 4, cluster_size=5, clustering="sa"), "clustering | 'sa'"),
+    "attention": (lambda: twins.CASTAttention(12, 3, 4, cluster_size=5, attention="relu"), "attention | 'relu'"),
+    "cluster_size": (lambda: twins.CASTAttention(12, 3, 4, cluster_size=0), "cluster_size | 0"),
+    "heads": (lambda: twins.CASTAttention(12, 5, 4, cluster_size=5), "n_heads | divisor of dim = 12 | 5"),
+    "heads of exact": (lambda: twins.MultiHeadAttention(12, 5), "n_heads | 12 | 5"),
+    "no room": (
+        lambda: twins.CASTAttention(12, 3, 4, cluster_size=2, clustering="sa_topk")(X),
+        "cluster_size must be at least 3 | 9 tokens in 4 clusters | got 2",
+    ),
+    "init": (lambda: twins.CentroidAttention(12, 3, 4, init="nowhere"), "init | 'nowhere'"),
+    "normalize": (lambda: twins.CentroidAttention(12, 3, 4, normalize="rows"), "normalize | 'rows'"),
+    "heads of centroids": (lambda: twins.CentroidAttention(12, 5, 4), "n_heads | 12 | 5"),
+    "coordinates": (lambda: twins.CentroidAttention(12, 3, 4)(X), "'farthest' | coordinates | None"),
+    "start": (lambda: twins.CentroidAttention(12, 3, 4, init="given")(X), "start"),
+    "far": (lambda: twins.CentroidAttention(12, 3, 10)(X, X[..., :3]), "n_centroids | 10 of 9"),
+    "drawn": (lambda: twins.CentroidAttention(12, 3, 10, init="random")(X), "n_centroids | 10 of 9"),
+    "pooled": (lambda: twins.CentroidAttention(12, 3, 10, init="mean_pool")(X), "n_centroids | 10 of 9"),
+    "grid": (lambda: twins.CentroidAttention(12, 3, 4, init="mean_pool", grid=(3, 3))(X), "n_centroids | 3 x 3 | 4"),
+    "more centroids": (lambda: twins.centroid_attention(HEADS, HEADS[:, :, :8], HEADS[:, :, :8]), "9 > 8"),
+    "activation": (lambda: twins.FeedForward(12, 20, activation="tanhh"), "activation | 'silu' | 'tanhh'"),
+    "norm": (
+        lambda: twins.EncoderLayer(twins.MultiHeadAttention(12, 3), twins.FeedForward(12, 20), norm="batch"),
+        "norm | 'rms' | 'batch'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    """Refused while it is trained, not first when it is run in pyclattn."""
+    make, said = BAD[name]
+    with pytest.raises(pyclattn.errors.ArgumentError) as error:
+        make()
+    for word in said.split(" | "):
+        assert word in str(error.value), (word, str(error.value))
+
+
+def test_room_for_what_is_there_only():
+    """Padding takes no places."""
+    layer = twins.CASTAttention(12, 3, 4, cluster_size=2, clustering="sa_topk")
+    padding = torch.arange(9)[None] >= 8
+    own = from_weights("cast_attention", numpy_state(layer), cluster_size=2, clustering="sa_topk")
+    compare.assert_close(own(X.numpy(), key_padding_mask=padding.numpy()), run(layer, X, padding), TOLERANCE)
+
+
+def test_coordinates_of_padding_are_never_looked_from():
+    """The first token is padding, and there are fewer tokens than centroids."""
+    layer, places = twins.CentroidAttention(12, 3, 4, n_neighbors=2), torch.randn(1, 9, 3)
+    padding = (torch.arange(9) < 7)[None]
+    want = layer.begin(X, places, key_padding_mask=padding)
+    wild = places.masked_fill(padding[..., None], torch.nan)
+    found = layer.begin(X, wild, key_padding_mask=padding)
+    assert want.indices.tolist() == [[7, 8, -1, -1]]
+    assert torch.equal(found.neighbors, want.neighbors)
+    own = from_weights("centroid_attention", numpy_state(layer), n_heads=3, n_centroids=4, n_neighbors=2)
+    start = own.begin(X.numpy(), wild.numpy(), key_padding_mask=padding.numpy())
+    np.testing.assert_array_equal(start.neighbors, found.neighbors.numpy())
