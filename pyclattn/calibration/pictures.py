@@ -19,8 +19,8 @@ COLUMNS = 4
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 # Heads that a legend names one by one.
 MOST_NAMED = 16
-# Colours of families, dark to light by clusters; the rival apart. Told apart without red and green.
-COLOURS = dict(zip(FAMILIES, ("#0d3b66", "#2a78b5", "#86c1e8", "#e07a1f")))
+# Colours of families: blue, dark to light, by clusters of both sides; others apart. Told apart without red and green.
+COLOURS = dict(zip(FAMILIES, ("#0d3b66", "#2a78b5", "#8e5ea2", "#86c1e8", "#e07a1f"), strict=True))
 
 
 def pyplot() -> Any:
