@@ -34,6 +34,7 @@ def covariances(
         float *o
         float *ones
         float *x
+        float *center
         double *mean
         const float *source
         i64 depth = rows.shape[3], stride = rows.strides[2] // 4, most = 0
@@ -45,14 +46,15 @@ def covariances(
         lanes = isa.lanes
         for task in range(spans.shape[0]):
             most = max(most, spans[task, 2] - spans[task, 1])
-        memory = new_floats((TILE_KEYS + depth + 1) * padded(lanes) + 2 * padded(depth) + most * depth)
+        memory = new_floats((TILE_KEYS + depth + 1) * padded(lanes) + 3 * padded(depth) + most * depth)
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one sample of rows")
         s, o = memory, memory + TILE_KEYS * padded(lanes)
         ones = o + depth * padded(lanes)
         mean = <double *> (ones + padded(lanes))
-        x = <float *> mean + 2 * padded(depth)
+        center = <float *> mean + 2 * padded(depth)
+        x = center + padded(depth)
         for k in range(lanes):
             ones[k] = 1
         while True:
@@ -69,9 +71,11 @@ def covariances(
                     tile_prefetch(source + index[at + 8] * stride, depth)
                 memcpy(x + (at - start) * depth, source + index[at] * stride, depth * sizeof(float))
             isa.sum_rows(x, depth, NULL, n, depth, mean, NULL)
+            for d in range(depth):
+                center[d] = <float> (mean[d] / n)
             for k in range(n):
                 for d in range(depth):
-                    x[k * depth + d] -= <float> (mean[d] / n)
+                    x[k * depth + d] -= center[d]
             first = 0
             while first < depth:  # as many columns at a time as a panel has lanes
                 used = min(lanes, depth - first)
@@ -342,6 +346,8 @@ def weigh(
                 while at < n_samples:
                     n = min(TILE_KEYS, n_samples - at)
                     for k in range(n):
+                        if at + k + 8 < n_samples:
+                            tile_prefetch(&rows[head, start + (at + k + 8) * n_keys // n_samples, 0], depth)
                         memcpy(gathered + k * depth, &rows[head, start + (at + k) * n_keys // n_samples, 0],
                                depth * sizeof(float))
                     isa.score(gathered, depth, n, depth, panel, vectors, s, peaks)

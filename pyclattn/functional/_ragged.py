@@ -138,4 +138,6 @@ def per_block(n_items: int, n_heads: int, chunk: int) -> Int64:
 
 def per_head(n_sequences: int, n_heads: int) -> Int64:
     """Tasks [sequence, head]."""
-    return np.indices((n_sequences, n_heads), np.int64).reshape(2, -1).T.copy()
+    tasks = np.empty((n_sequences, n_heads, 2), np.int64)
+    tasks[..., 0], tasks[..., 1] = np.arange(n_sequences)[:, None], np.arange(n_heads)
+    return tasks.reshape(-1, 2)
