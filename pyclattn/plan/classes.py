@@ -12,6 +12,7 @@ from pyclattn.plan.choice import Choice
 # Lengths of one class differ by at most this factor: errors at equal settings change little with the length.
 RATIO = 1.5
 
+
 @dataclass(frozen=True)
 class LengthClass:
     """What an attention runs as at lengths near those it was calibrated at.
