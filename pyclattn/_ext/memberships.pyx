@@ -62,7 +62,7 @@ def affinities(
         const float *next_rows
         i64 n_heads = surrogates.shape[0], n_clusters = surrogates.shape[1], depth = surrogates.shape[2]
         i64 strides[2]
-        i64 lanes, task, upcoming, batch, next_batch, head, side, n, n_later, i, c, vectors
+        i64 lanes, task, upcoming, batch, next_batch, head, side, n, n_later, i, vectors
         i64 row_step = out.strides[0] // 4
         int64_t at, start, stop, later
         bint is_by_token = out.strides[1] == 4
@@ -134,8 +134,7 @@ def affinities(
                 if is_by_token:
                     isa.store(total, ones, n, n_clusters, 1.0, NULL, &out[at - origin, 0], row_step, NULL)
                 else:
-                    for c in range(n_clusters):
-                        memcpy(&out[at - origin, c], total + c * lanes, n * sizeof(float))
+                    isa.keep(total, n_clusters, n, &out[at - origin, 0], out.strides[1] // 4)
                 at += n
         tile_fence()
         free_floats(memory)
