@@ -115,4 +115,4 @@ def fitting(template: Template, weights: Tensors, prefix: str, rules: Names, set
     """The tensors of a template as float32, by our names; one ModelFormatError for all that is wrong with them."""
     what = f"{settings.path.parent}, a model of type {settings.get('model_type')!r},"
     found = find(template, weights, prefix.removesuffix("."), rules, IGNORED, what)
-    return {name: floats(name, array) for name, array in found.items()}
+    return Tensors({name: floats(name, array) for name, array in found.items()})

@@ -24,6 +24,7 @@ from pyclattn.functional.centroid import (
 )
 from pyclattn.functional.points import farthest_point_sampling, nearest_neighbors
 from pyclattn.layers import _check
+from pyclattn.layers.attention import _cut, _join
 from pyclattn.layers.basic import Linear
 
 STARTS = ("farthest", "mean_pool", "random", "given")
@@ -195,15 +196,14 @@ class CentroidAttention:
         if start is None:
             start = self.begin(x, coordinates, key_padding_mask=padding, n_threads=threads)
         u, absent = self._given(start, x)
-        key, value = (self._heads(project(x, n_threads=threads)) for project in (self.key_proj, self.value_proj))
+        key, value = (_cut(project(x, n_threads=threads), self.n_heads) for project in (self.key_proj, self.value_proj))
         for _ in range(self.n_steps):
             gathered = centroid_attention(
-                self._heads(self.query_proj(u, n_threads=threads)), key, value, normalize=self.normalize,
+                _cut(self.query_proj(u, n_threads=threads), self.n_heads), key, value, normalize=self.normalize,
                 neighbors=start.neighbors, key_padding_mask=padding, centroid_padding_mask=absent, scale=self.scale,
                 n_threads=threads,
             )  # fmt: skip
-            joined = gathered.swapaxes(1, 2).reshape(*u.shape[:2], -1)
-            step = self.out_proj(joined, n_threads=threads)
+            step = self.out_proj(_join(gathered), n_threads=threads)
             u = u + (step if self.eps == 1 else np.float32(self.eps) * step)
         if absent is not None:
             u[absent] = 0
@@ -275,10 +275,6 @@ class CentroidAttention:
         if start.padding_mask is None:
             return u, None
         return u, bool_mask("start.padding_mask", start.padding_mask, wanted)
-
-    def _heads(self, x: Float32) -> Float32:
-        """(B, L, H D) as (B, H, L, D), a view."""
-        return x.reshape(*x.shape[:2], self.n_heads, -1).swapaxes(1, 2)
 
 
 def _with_class_token(start: Centroids, x: Float32, padding: Bool | None) -> Centroids:

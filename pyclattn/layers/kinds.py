@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pyclattn.errors import ArgumentError
 from pyclattn.layers.attention import MultiHeadAttention
 from pyclattn.layers.basic import Embedding, FeedForward, LayerNorm, Linear, Norm, RMSNorm
 from pyclattn.layers.cast import CASTAttention
@@ -20,8 +21,16 @@ from pyclattn.layers.clustered import ClusteredAttention
 from pyclattn.layers.encoder import Encoder, EncoderLayer
 
 Template = dict[str, tuple[str | int, ...]]  # our name -> axes
-Tensors = dict[str, np.ndarray]
 Settings = Mapping[str, Any]
+
+
+class Tensors(dict[str, np.ndarray]):
+    """A layer's tensors by our names: those of its template, but what renaming rules say is not in the file."""
+
+    where = ""  # what our names begin with, in the layer as a whole
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise ArgumentError(f"names must not be None for {self.where}{name}: the layer cannot do without it")
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,9 @@ def under(prefix: str, template: Template, **axes: str | int) -> Template:
 
 def part(tensors: Tensors, prefix: str) -> Tensors:
     """The tensors of one field, by what follows its name."""
-    return {n[len(prefix) + 1 :]: a for n, a in tensors.items() if n.startswith(f"{prefix}.")}
+    found = Tensors({n[len(prefix) + 1 :]: a for n, a in tensors.items() if n.startswith(f"{prefix}.")})
+    found.where = f"{tensors.where}{prefix}."
+    return found
 
 
 def linear_template(n_out: str | int = "out", n_in: str | int = "in") -> Template:
@@ -119,8 +130,11 @@ def _encoder_layer_template(settings: Settings) -> Template:
 def _encoder_layer(tensors: Tensors, settings: Settings) -> EncoderLayer:
     kind = _kind_of_attention(settings)
     own = {n: value for n, value in settings.items() if n in kind.settings}
+    attention = kind.build(part(tensors, "attention"), own)
+    if attention.n_heads != settings["n_heads"]:  # CAST's are those of its surrogate tokens
+        raise ArgumentError(f"n_heads must be {attention.n_heads} as in the file, got {settings['n_heads']}")
     return EncoderLayer(
-        kind.build(part(tensors, "attention"), own),
+        attention,
         _feed_forward(part(tensors, "feed_forward"), settings),
         norm(part(tensors, "attention_norm"), settings),
         norm(part(tensors, "feed_forward_norm"), settings),
@@ -169,9 +183,8 @@ def _cast_template(settings: Settings) -> Template:
 
 
 def _cast(tensors: Tensors, settings: Settings) -> CASTAttention:
-    layers: dict[str, Any] = {
-        n: linear(tensors, n) for n in ("query_proj", "key_proj", "value_proj", "gate", "out_proj")
-    }
+    names = ["query_proj", "key_proj", "value_proj", "gate", *["out_proj"] * ("out_proj.weight" in tensors)]
+    layers: dict[str, Any] = {n: linear(tensors, n) for n in names}
     return CASTAttention(surrogate_tokens=tensors["surrogate_tokens"], **layers, **settings)
 
 

@@ -67,7 +67,8 @@ def from_weights(
     ModelFormatError
         Listing all tensors that are missing, unexpected or of another shape.
     ArgumentError
-        For an unknown kind or setting, and for sizes that do not go with the settings.
+        For an unknown kind or setting, for sizes that do not go with the settings, and for a tensor that ``names``
+        leaves out and the layer needs.
 
     Examples
     --------
@@ -115,7 +116,7 @@ def find(
     start = f"{prefix}." if prefix else ""
     theirs = {ours: renamed(ours, names) for ours in template}
     wanted = {ours: start + name for ours, name in theirs.items() if name is not None}
-    found = {ours: weights[name] for ours, name in wanted.items() if name in weights}
+    found = Tensors({ours: weights[name] for ours, name in wanted.items() if name in weights})
     known, ignored = set(wanted.values()), tuple(ignore)
     unexpected = [
         n

@@ -146,3 +146,19 @@ def test_in_a_graph(dtype, with_mask):
 def test_an_operator_of_the_wrong_rank():
     with pytest.raises(ShapeError, match="gate must have rank 2"):
         run("pyclattn:cast_attention", [*[random(1, 2, 5, 4)] * 3, random(3, 2, 4), random(5)], {"cluster_size": 2})
+
+
+def test_a_layer_without_its_last_projection():
+    """What names leave out is not asked for, where the layer can do without it."""
+    state, x = tensors(), random(2, 20, WIDTH)
+    kept = {name: array for name, array in state.items() if not name.startswith("out_proj")}
+    whole, bare = (
+        from_weights("cast_attention", own, names=names, cluster_size=8)
+        for own, names in ((state, None), (kept, {"out_proj": None}))
+    )
+    assert bare.out_proj is None
+    compare.assert_same_bits(whole.out_proj(bare(x)), whole(x))
+    for name in ("query_proj", "surrogate_tokens", "gate.weight"):
+        fewer = {n: array for n, array in state.items() if not n.startswith(name)}
+        with pytest.raises(ArgumentError, match=f"names must not be None for {name}"):
+            from_weights("cast_attention", fewer, names={name: None}, cluster_size=8)

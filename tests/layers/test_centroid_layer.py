@@ -106,6 +106,20 @@ def test_where_centroids_start(weights, tokens, coordinates):
     compare.assert_same_bits(classed.tokens, np.take_along_axis(tokens, classed.indices[..., None], axis=1))
 
 
+def test_pools_beside_a_class_token(weights, tokens):
+    """It is carried along, and in nobody's mean."""
+    start = made(weights, init="mean_pool", has_class_token=True).begin(tokens, key_padding_mask=MASK)
+    compare.assert_same_bits(start.tokens[:, 0], tokens[:, 0])
+    want = pyclattn.mean_pool_tokens(tokens[:, 1:], M, key_padding_mask=MASK[:, 1:])
+    compare.assert_same_bits(start.tokens[:, 1:], want)
+    assert start.padding_mask.tolist() == [[False] * 6, [False] * 2 + [True] * 4]
+
+
+@pytest.mark.parametrize("settings", [{"n_neighbors": 4}, {"init": "mean_pool", "n_steps": 2}, {"init": "random"}])
+def test_an_empty_batch(weights, tokens, coordinates, settings):
+    assert made(weights, **settings)(tokens[:0], coordinates[:0]).shape == (0, M, WIDTH)
+
+
 def test_a_given_start(weights, tokens):
     start = Centroids(tokens[:, :M] * 2, np.zeros((2, M), bool))
     compare.assert_close(made(weights, init="given")(tokens, start=start), definition(weights, tokens, start), 1e-5)

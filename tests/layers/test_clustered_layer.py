@@ -85,6 +85,18 @@ def test_an_encoder_by_its_kind_of_attention():
         from_weights("encoder", weights, n_layers=2, n_heads=4, attention_kind="centroid_attention")
 
 
+def test_heads_that_are_not_those_of_the_surrogate_tokens():
+    weights = {name: array for name, array in encoder_layer().items() if not name.startswith("attention.")}
+    for name, shape in {"surrogate_tokens": (5, 4, 4), "gate.weight": (1, 16), "gate.bias": (1,)}.items():
+        weights[f"attention.{name}"] = random(*shape)
+    for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
+        weights |= {f"attention.{name}.weight": random(16, 16), f"attention.{name}.bias": random(16)}
+    how = {"attention_kind": "cast_attention", "cluster_size": 9}
+    assert from_weights("encoder_layer", weights, n_heads=4, **how).attention.n_heads == 4
+    with pytest.raises(ArgumentError, match="n_heads must be 4 as in the file, got 2"):
+        from_weights("encoder_layer", weights, n_heads=2, **how)
+
+
 def theirs(prefix=""):
     """An encoder's tensors by fast-transformers' names."""
     return {prefix + renamed(name, NAMES): array for name, array in encoder().items()}
