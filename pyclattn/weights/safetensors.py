@@ -176,6 +176,9 @@ class SafeTensors(Mapping[str, np.ndarray]):
         storage = Storage(self._source, name, "uint16", tensor.storage.n_bytes, tensor.storage.start)
         return named(Tensor(storage, "uint16", 0, shape, tensor.strides), name, self.path)
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would read the tensor
+        return name in self._entries
+
     def __iter__(self):
         return iter(self._entries)
 

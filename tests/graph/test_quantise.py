@@ -1,6 +1,7 @@
 """Programs whose weights are stored in fewer bits: the same layers, smaller files, the change that was measured."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -184,6 +185,18 @@ def test_bfloat16_rounds_to_even():
                   0x80000000: 0x8000, 0x00018000: 0x0002}  # fmt: skip
     given = np.array(list(torch_like), np.uint32).view(np.float32)
     assert bfloat16_bits(given).tolist() == list(torch_like.values())
+
+
+def test_loading_bfloat16_reads_no_weight(tmp_path):
+    """The file is mapped: nothing the size of a weight is allocated, widened or not."""
+    table = np.ones((20_000, WIDTH), np.float32)
+    Model(quantise(program(table=table), "bf16")[0]).save(tmp_path / "small.safetensors")
+    tracemalloc.start()
+    try:
+        loaded = load_program(tmp_path / "small.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < loaded.constants["table"].nbytes / 4
+    finally:
+        tracemalloc.stop()
 
 
 SAMPLES = [{"ids": IDS}, {"ids": IDS[:1, :5]}]
