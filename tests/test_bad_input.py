@@ -241,6 +241,7 @@ def test_bad_call(name, monkeypatch):
 
     for module in MODULES:
         monkeypatch.setattr(f"pyclattn.functional.{module}.launch", launched)
+        monkeypatch.setattr(f"pyclattn.functional.{module}.launch_together", launched, raising=False)
     with pytest.raises(kind) as caught:
         call(function, {**good, **bad})
     assert isinstance(caught.value, ValueError)

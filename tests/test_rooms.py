@@ -83,6 +83,25 @@ def test_forced_ends_with_its_block_whatever_happens():
     assert isa.selected() == level
 
 
+def test_kernels_launched_together_are_those_launched_one_by_one(room):
+    """More of them than threads, some without a task."""
+    rng = np.random.default_rng(0)
+    launches, wanted, found = [], [], []
+    for n in (500, 0, 70, 300):
+        labels, spans = rng.integers(0, 5, (2, n)).astype(np.int32), np.array([[0, 0, n]])
+        tasks = np.array([[0, 0], [0, 1]])[: min(n, 2)]
+        arguments = labels, spans, np.arange(n), np.array([0, 5]), tasks
+        for kept in (wanted, found):
+            kept.append((np.full((2, n), -7), np.full((2, 6), -7)))
+        _dispatch.launch("clustering.sort_by_label", 1, *arguments, *wanted[-1])
+        launches.append(("clustering.sort_by_label", *arguments, *found[-1]))
+    _dispatch.launch_together(3, *launches)
+    for (order, offsets), (other_order, other_offsets) in zip(wanted, found):
+        np.testing.assert_array_equal(order, other_order)
+        np.testing.assert_array_equal(offsets, other_offsets)
+    assert (wanted[0][0] >= 0).all()
+
+
 def test_unknown_instruction_set():
     with pytest.raises(BackendError, match="sse9"), _dispatch.forced(isa="sse9"):
         pass
