@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError
+from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.program import Program, walk
 from pyclattn.model import load
 from pyclattn.weights.targets import write_atomically
@@ -37,23 +38,28 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """pyclattn beside the original; ``str(comparison)`` is a table."""
+    """pyclattn beside the original; ``str(comparison)`` is a table.
+
+    Without a tolerance, as where weights are stored in fewer bits, differences are told and not judged.
+    """
 
     differences: list[Difference]
-    tolerance: float
+    tolerance: float | None
 
     @property
     def passed(self) -> bool:
-        return all(difference.relative <= self.tolerance for difference in self.differences)
+        return self.tolerance is None or all(difference.relative <= self.tolerance for difference in self.differences)
 
     def __str__(self) -> str:
         rows = []
         for d in self.differences:
             shape = " x ".join(map(str, d.shape)) or "scalar"
             rows.append((d.output, shape, f"{d.largest:.2e}", f"{d.relative:.2e}", f"{d.same_argmax:.2%}"))
-        verdict = "within" if self.passed else "NOT within"
+        verdict = f"{'within' if self.passed else 'NOT within'} {self.tolerance or 0:g} of the range"
+        if self.tolerance is None:
+            verdict = "with what weights in fewer bits change"
         head = ("output", "shape", "largest difference", "of its range", "same argmax")
-        return f"{table(rows, head)}\n{verdict} {self.tolerance:g} of the range"
+        return f"{table(rows, head)}\n{verdict}"
 
 
 def compare(
@@ -90,6 +96,8 @@ def compare(
         keep(golden, feeds, wanted)
     padding = padded(program, feeds)
     differences = [difference(name, wanted[name], found[name], _rows(padding, wanted[name])) for name in wanted]
+    if any(op.kind == DEQUANTIZE for op in program.ops):
+        return Comparison(differences, None)
     return Comparison(differences, TOLERANCE_INT8 if is_quantised(program) else TOLERANCE)
 
 

@@ -45,6 +45,8 @@ def test_command_line_says_what_changed(source, tmp_path, capsys):
     given = ["onnx", str(source), "-o", str(target), "--weights", "int8", "--input", str(sample)]
     assert cli.main([*given, "--keep-above", "1e-9"]) == 0
     assert "0 of 2 weights are int8" in capsys.readouterr().out
+    assert cli.main([*given, "--verify"]) == 0
+    assert "with what weights in fewer bits change" in capsys.readouterr().out
     assert cli.main(given) == 0
     printed = capsys.readouterr().out
     assert "2 of 2 weights are int8" in printed
