@@ -42,8 +42,15 @@ def load_state(module: nn.Module, weights: str | os.PathLike | Mapping[str, np.n
     where = "" if isinstance(weights, Mapping) else f"{os.fspath(weights)}: "
     given = weights if isinstance(weights, Mapping) else load_weights(weights)
     wanted = module.state_dict()
+    given = {**_tied(wanted, given), **given}
     check_state(wanted, given, type(module).__name__, where)
     module.load_state_dict({name: _tensor(given[name]) for name in wanted})
+
+
+def _tied(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors that a file holds only by the name of another parameter that shares their memory, as safetensors' do."""
+    there = {(x.data_ptr(), x.shape): given[name] for name, x in wanted.items() if name in given and x.numel()}
+    return {n: there[x.data_ptr(), x.shape] for n, x in wanted.items() if (x.data_ptr(), x.shape) in there}
 
 
 def check_state(wanted: Mapping[str, Any], given: Mapping[str, Any], what: str, where: str = "") -> None:

@@ -200,6 +200,17 @@ def test_one_error_for_all_weights(tmp_path):
     assert torch.equal(module.weight, before)
 
 
+def test_tied_weights_are_wanted_once():
+    """As safetensors keeps them: by one of their names."""
+    module = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    module["head"].weight = module["embed"].weight
+    load_state(module, {"embed.weight": torch.ones(5, 3)})
+    assert (module["head"].weight == 1).all()
+    module["head"].weight = nn.Parameter(torch.zeros(5, 3))
+    with pytest.raises(ModelFormatError, match=r"missing: head\.weight"):
+        load_state(module, {"embed.weight": torch.ones(5, 3)})
+
+
 BUILD = """
 import numpy as np
 from torch import nn
