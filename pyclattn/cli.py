@@ -192,9 +192,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     if arguments.embed:
         check_target("--embed", arguments.embed, ".safetensors")
     model = load(arguments.file, "exact", n_threads=arguments.n_threads, max_memory=arguments.max_memory)
-    before = None if arguments.merge is None else Plan.of(Plan.load(arguments.merge), model=model.fingerprint)
-    names = [v.name for v in model.program.inputs]
-    samples = [read_inputs([path], names) for path in arguments.samples]
+    before = None
+    if arguments.merge is not None:
+        before = Plan.of(Plan.load(arguments.merge), model.attentions, model.fingerprint)
+    samples = _samples(model, arguments.samples)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         plan = calibrate(
@@ -208,6 +209,20 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     if arguments.embed:
         model.save(arguments.embed, plan)
     print(plan.summary())
+
+
+def _samples(model, paths: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """The arrays of these files, checked one by one: what is wrong with one names its file."""
+    from pyclattn.calibration.samples import checked
+
+    names, samples = [v.name for v in model.program.inputs], []
+    for path in paths:
+        arrays = read_inputs([path], names)
+        try:
+            samples += checked(model, [arrays], needs_attention=False)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path}: {str(error).removeprefix('samples[0]: ')}") from None
+    return samples
 
 
 def _add_quantize(commands) -> None:
@@ -229,8 +244,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
 
     check_target("--output", arguments.output, ".safetensors", source=arguments.file)
     model = load(arguments.file, n_threads=arguments.n_threads)
-    names = [v.name for v in model.program.inputs]
-    samples = [read_inputs([path], names) for path in arguments.samples]
+    samples = _samples(model, arguments.samples)
     found = quantize(model, arguments.weights, samples or None, keep_above=arguments.keep_above)
     found.model.save(arguments.output)
     print(found)

@@ -161,8 +161,9 @@ def whole(path: Path, rows: Sequence[Mapping[str, float]], target: float) -> Non
     for i, row in enumerate(known):
         weight = "bold" if row["target"] == target else "normal"
         axis.annotate(
-            f"max_error {row['target']:g}", (row["seconds"], max(row["error"], 1e-7)), xytext=(8, (-9, 0, 0, 9)[i % 4]),
-            va="center", textcoords="offset points", fontsize=9, weight=weight, bbox=BEHIND,
+            f"max_error {row['target']:.3g}", (row["seconds"], max(row["error"], 1e-7)),
+            xytext=(8, (-9, 0, 0, 9)[i % 4]), va="center", textcoords="offset points", fontsize=9, weight=weight,
+            bbox=BEHIND,
         )  # fmt: skip
     exact = next(row for row in rows if row["target"] == 0)
     axis.axvline(exact["seconds"], color="black", lw=0.8, ls=":")

@@ -62,7 +62,7 @@ def write(
     """
     folder = Path(folder)
     feed = max(feeds, key=lambda f: sum(a.size for a in f.values()))
-    text = ["# Calibration", "", f"Largest error of an attention: {target:g}. {len(feeds)} samples, "
+    text = ["# Calibration", "", f"Largest error of an attention: {target:.3g}. {len(feeds)} samples, "
             f"{model.n_threads} threads.", "", "```", plan.summary(), "```", ""]  # fmt: skip
     longest = {name: _longest(plan, name, own) for name, own in records.items()}
     tried = {name: found for name, found in longest.items() if any(record.probes for record in found[0])}
@@ -141,7 +141,9 @@ def _whole(
     pictures.times(folder / "times.png", bars)
     text = _picture("whole.png", "Error of the whole output against the time of a run, for plans of other bounds "
                     "solved from what was measured for this one.")  # fmt: skip
-    cells = [(f"{r['target']:g}" if r["target"] else "exact", f"{r['seconds']:.3f}", f"{r['error']:.5f}") for r in rows]
+    cells = [
+        (f"{r['target']:.3g}" if r["target"] else "exact", f"{r['seconds']:.3f}", f"{r['error']:.5f}") for r in rows
+    ]
     text += ["```", table(cells, ("max_error", "seconds", "output error")), "```", ""]
     text += _picture("times.png", "Where time goes, by operator.")
     for i, (name, array) in enumerate(exact.items()):

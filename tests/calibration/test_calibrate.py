@@ -417,6 +417,8 @@ def files(tmp_path, small):
     small.save(tmp_path / "model.safetensors")
     np.savez(tmp_path / "one.npz", **models.sample(1025, 1))
     np.save(tmp_path / "two.npy", models.sample(1600, 2)["x"])
+    np.savez(tmp_path / "nan.npz", x=np.full((1, 1100, 48), np.nan, np.float32))
+    Plan(by_name={"stranger": Choice("coclustered")}).save(tmp_path / "stranger.json")
     return tmp_path
 
 
@@ -480,6 +482,8 @@ def test_a_report_of_what_stays_exact(tmp_path):
         (lambda g: g.extend(["--state", "none/s.json"]), "folder that exists"),
         (lambda g: g.extend(["--report", "two.npy"]), "report must be a folder, 'two.npy' cannot be made"),
         (lambda g: g.extend(["--merge", "nothing.json"]), "nothing.json"),
+        (lambda g: g.extend(["--merge", "stranger.json"]), "attention names 'stranger', the model's are first, second"),
+        (lambda g: g.insert(3, "nan.npz"), "nan.npz: input 'x' holds NaN or infinity"),
         (lambda g: g.extend(["--metric", "f1", "--max-metric", "0.1"]), "metric must be one of 'correlation', "),
         (lambda g: g.extend(["--max-metric", "0.1"]), "belong together"),
     ],
