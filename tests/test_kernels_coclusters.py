@@ -1,5 +1,7 @@
 """Kernels of co-clustered attention against the reference room (see `test_kernels`)."""
 
+import sys
+
 import compare
 import inputs
 import numpy as np
@@ -281,6 +283,21 @@ def test_attend(name, fast, taken, listed, dim, width, rank):
     want, got = both(name, fast, attend_case(taken, dim, width, rank, listed))
     assert np.isnan(got).any()
     compare.assert_close(got, want, 1e-5)
+
+
+@kernel("tails.attend")
+@pytest.mark.parametrize("n_clusters", [(35, 16), (15, 5), (9, 3)])
+def test_numbers_of_members(name, fast, monkeypatch, n_clusters):
+    """Panels of any part of a vector, and of several: each query as in the reference."""
+    monkeypatch.setattr(sys.modules[__name__], "N_QUERY_CLUSTERS", n_clusters)
+    make = attend_case("few", 20, 12, 4)
+    want, got = both(name, fast, make)
+    compare.assert_close(got, want, 1e-5)
+    with fast.forced():
+        missing = missing_bfloat16()
+    if not missing:
+        want, got = both("tails.attend_bfloat16", fast, make)
+        compare.assert_close(got, want, 2.0**-8)
 
 
 @kernel("tails.attend")

@@ -75,6 +75,10 @@ cdef extern from "tile.h" nogil:
         void (*weigh_ranks)(const float *, const float *, float, i64, uint32_t, uint32_t, int, int64_t,
                             int64_t *) noexcept nogil
         void (*eigen)(double *, i64, i64, double *, double *, double *) noexcept nogil
+        void (*score_scattered)(const float *, i64, const int32_t *, i64, i64, const float *, i64, float *,
+                                float *) noexcept nogil
+        void (*accumulate_scattered)(const float *, i64, const int32_t *, i64, i64, const float *, i64, const float *,
+                                     float *) noexcept nogil
         float (*fma_loop)(i64) noexcept nogil
 
     void tile_prefetch(const float *row, i64 width) noexcept nogil

@@ -6,6 +6,7 @@
 #include "singles.h"
 #endif
 #include "products.h"
+#include "scattered.h"
 
 #define LOG2E 1.44269504088896341f
 #include "dense.h"
@@ -297,5 +298,5 @@ const tile_isa TABLE_NAME(ISA) = {
     tile_laplace, tile_keep, tile_temper, tile_add_shares, tile_lean, tile_order,
     tile_score_pairs, tile_share_pairs, tile_sum_pairs,
     tile_floor, tile_next_above, tile_dots, tile_add_rows, tile_assign, tile_sum_rows, tile_add_squares,
-    tile_take_off, tile_weigh_ranks, tile_eigen, tile_fma_loop,
+    tile_take_off, tile_weigh_ranks, tile_eigen, tile_score_scattered, tile_accumulate_scattered, tile_fma_loop,
 };

@@ -12,6 +12,7 @@ from pyclattn._ext.isa cimport (
     TILE_KEYS, TILE_MASKED, bfloat16, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_lists,
     tile_prefetch,
 )
+from pyclattn._ext.wanted cimport Wanted, ask, want, want_nothing
 
 # A cluster whose keys are all so far below one that is taken has no tail (2^-90): dividing by less may overflow.
 cdef float LEAST_MASS = 8.0e-28
@@ -19,11 +20,13 @@ cdef float LN2 = 0.693147180559945
 # Panels of one cluster's members that share a gathered block of rows.
 cdef enum:
     SHARED = 4
+    AHEAD = 8  # rows asked for beside one tile of a product: 64 at a time held it up
 
 
 cdef struct Block:
     const float *keys
     const float *values
+    const int32_t *index  # which rows
     i64 key_stride, value_stride, n, depth
 
 
@@ -43,16 +46,18 @@ cdef struct Buffers:
     float *tops         # [key clusters][lanes]
     float *masses       # [key clusters][lanes]
     int32_t *numbers    # [key clusters][lanes]: where a cluster stands in the tail, or -1
-    float *bend         # [rank * width][lanes]
-    float *slopes       # [lanes][rank][width], of keys that are not listed
+    float *slopes       # [lanes][slope_stride]: [rank][width], of keys that are not listed
     float *centers      # [rank][lanes]: the centroids on the axes
     float *tails        # [lanes][key clusters + 1][size]; the last row of a lane is for what nobody reads
     int64_t *places     # [lanes]
     i64 *n_tail         # [lanes]
+    Wanted wanted
+    int32_t in_order[TILE_KEYS]  # 0, 1, 2 ...
     tile_lists lists[2]  # rows that are taken, and those of the tail whose slope counts
     # of a cluster's members
     float *members      # SHARED of [depth][lanes], [width][lanes], 4 x [lanes], and for pairs [n_words][lanes]
     size_t member_size
+    i64 slope_stride    # more than whole pages: else the lanes' slopes would meet in the cache
     i64 n_words         # of a packed query or key: the coordinates, and two halves of the own logit
     float *s
     float *peaks
@@ -89,7 +94,7 @@ cdef size_t lay_out(Buffers *w, float *memory, i64 n_clusters) noexcept nogil:
     w.total, w.ones = cut(&place, lanes), cut(&place, lanes)
     w.tops, w.masses = cut(&place, n_clusters * lanes), cut(&place, n_clusters * lanes)
     w.numbers = <int32_t *> cut(&place, n_clusters * lanes)
-    w.bend, w.slopes = cut(&place, w.rank * w.width * lanes), cut(&place, lanes * w.rank * w.width)
+    w.slopes = cut(&place, lanes * w.slope_stride)
     w.tails = cut(&place, lanes * (n_clusters + 1) * w.size)
     w.centers, w.u, w.on_axes = cut(&place, w.rank * lanes), cut(&place, w.rank * lanes), cut(&place, w.rank)
     w.places, w.n_tail = <int64_t *> cut(&place, 2 * lanes), <i64 *> cut(&place, 2 * lanes)
@@ -114,6 +119,7 @@ cdef bint buffers_new(Buffers *w, const tile_isa *taken, i64 depth, i64 size, i6
         float *listed
     w.isa, w.taken = current(), taken
     w.lanes, w.depth, w.size, w.rank, w.width = w.isa.lanes, depth, size, rank, size - depth
+    w.slope_stride = padded(rank * w.width) + 16
     w.n_words = depth // 2 + 1 if taken.pair > 1 else 0
     w.member_size = (depth + w.width + 4 + w.n_words) * padded(w.lanes)
     w.memory = new_floats(lay_out(w, NULL, n_clusters))
@@ -130,6 +136,8 @@ cdef bint buffers_new(Buffers *w, const tile_isa *taken, i64 depth, i64 size, i6
     lay_out(w, w.memory, n_clusters)
     for i in range(w.lanes):
         w.ones[i] = 1
+    for i in range(TILE_KEYS):
+        w.in_order[i] = <int32_t> i
     return True
 
 
@@ -146,7 +154,7 @@ cdef void share_masses(Buffers *w, i64 n_clusters) noexcept nogil:
 cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, i64 n_clusters,
                       const float *slopes, const float *axes, i64 n) noexcept nogil:
     """For each of `n` centroids of the panel: the rows it takes, and of the others a mean row a cluster and a slope."""
-    cdef i64 j, lane, k, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
+    cdef i64 j, lane, k, axis, e, row, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
     cdef int64_t at, stop
     w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, w.panel, vectors, w.centers, w.peaks)
     memset(w.lists[0].counts, 0, lanes * sizeof(i64))
@@ -164,7 +172,15 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
             w.isa.score(rows + at * w.size, w.size, k, w.depth, w.panel, vectors, w.s, w.peaks)
             w.isa.part(w.s, k, w.peaks, key_scores + at, vectors, w.limits, <int32_t> at, w.lists, w.top, w.mass,
                        w.alpha)
-            w.isa.accumulate(rows + at * w.size, w.size, k, w.size, w.s, vectors, w.alpha, w.o)
+            want_nothing(&w.wanted)
+            for row in range(at + k, min(at + k + TILE_KEYS, bounds[n_clusters])):
+                want(&w.wanted, rows + row * w.size, w.size)
+            e = 0
+            while e < w.size:
+                ask(&w.wanted, AHEAD)
+                w.isa.accumulate(rows + at * w.size + e, w.size, k, min(w.isa.group, w.size - e), w.s, vectors, w.alpha,
+                                 w.o + e * lanes)
+                e += w.isa.group
             at += k
         w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.top)
         memcpy(w.tops + j * lanes, w.top, lanes * sizeof(float))
@@ -184,14 +200,15 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
     share_masses(w, n_clusters)
     for lane in range(n):
         weigh_listed(w, lane, bounds)
-    memset(w.bend, 0, w.rank * w.width * lanes * sizeof(float))
-    at = 0
-    while at < n_clusters:
-        k = min(TILE_KEYS, n_clusters - at)
-        w.isa.accumulate(slopes + at * w.rank * w.width, w.rank * w.width, k, w.rank * w.width,
-                         w.masses + at * lanes, vectors, w.ones, w.bend)
-        at += k
-    w.isa.store(w.bend, w.total, n, w.rank * w.width, 1.0, NULL, w.slopes, w.rank * w.width, NULL)
+    for axis in range(w.rank):
+        memset(w.o, 0, w.width * lanes * sizeof(float))
+        at = 0
+        while at < n_clusters:
+            k = min(TILE_KEYS, n_clusters - at)
+            w.isa.accumulate(slopes + (at * w.rank + axis) * w.width, w.rank * w.width, k, w.width,
+                             w.masses + at * lanes, vectors, w.ones, w.o)
+            at += k
+        w.isa.store(w.o, w.total, n, w.width, 1.0, NULL, w.slopes + axis * w.width, w.slope_stride, NULL)
 
 
 cdef void weigh_listed(Buffers *w, i64 lane, const int64_t *bounds) noexcept nogil:
@@ -244,52 +261,56 @@ cdef void sum_slope(Buffers *w, i64 lane, const float *rows, const int64_t *boun
                     w.slope + first * w.width, w.width, NULL)
 
 
-cdef void step(Buffers *w, const tile_isa *isa, const float *queries, float *o, const Block *b,
-               i64 vectors) noexcept nogil:
-    """Members of one panel attend to a block of rows; behind their sums `o` lie their maxima and masses."""
-    cdef float *m = o + w.width * padded(w.lanes)
-    isa.score(b.keys, b.key_stride, b.n, b.depth, queries, vectors, w.s, w.peaks)
-    isa.soften(w.s, b.n, w.peaks, vectors, m, m + padded(w.lanes), w.alpha)
-    isa.accumulate(b.values, b.value_stride, b.n, w.width, w.s, vectors, w.alpha, o)
+cdef void step(Buffers *w, const tile_isa *isa, const float *queries, float *o, const Block *b, i64 n) noexcept nogil:
+    """`n` members of one panel attend to a block of rows; behind their sums `o` lie their maxima and masses."""
+    cdef:
+        i64 at = 0
+        float *m = o + w.width * padded(w.lanes)
+    while at < b.n:
+        ask(&w.wanted, AHEAD)
+        isa.score_scattered(b.keys, b.key_stride, b.index + at, min(isa.group, b.n - at), b.depth, queries, n,
+                            w.s + at * w.lanes, w.peaks + at // isa.group * w.lanes)
+        at += isa.group
+    isa.soften(w.s, b.n, w.peaks, (n + isa.vector - 1) // isa.vector, m, m + padded(w.lanes), w.alpha)
+    at = 0
+    while at < w.width:
+        ask(&w.wanted, AHEAD)
+        isa.accumulate_scattered(b.values + at, b.value_stride, b.index, b.n, min(isa.group, w.width - at), w.s, n,
+                                 w.alpha, o + at * w.lanes)
+        at += isa.group
 
 
-cdef Block rows_at(Buffers *w, const float *rows, i64 n) noexcept nogil:
+cdef Block rows_at(Buffers *w, const float *rows, const int32_t *index, i64 n) noexcept nogil:
     cdef Block b
     b.keys, b.values, b.key_stride, b.value_stride, b.n, b.depth = rows, rows + w.depth, w.size, w.size, n, w.depth
+    b.index = index
     return b
 
 
-cdef Block gather(Buffers *w, const float *rows, const int32_t *taken, i64 n, i64 n_ahead) noexcept nogil:
-    """`n` rows side by side, as the table takes them; `n_ahead` of the list are left."""
+cdef Block taken_at(Buffers *w, const float *rows, const int32_t *taken, i64 n) noexcept nogil:
+    """`n` rows that are taken, where they lie; for pairs packed side by side."""
     cdef:
         Block b
-        i64 k, depth = w.depth - 1, stride = w.size
+        i64 k, depth = w.depth - 1, stride = 2 * w.n_words + w.width
         float *to = w.gathered
         const float *row
         uint32_t bits
-    if w.n_words > 0:
-        stride = 2 * w.n_words + w.width
-    for k in range(n):
-        if k + 8 < n_ahead:
-            tile_prefetch(rows + taken[k + 8] * w.size, w.size)
-        row = rows + taken[k] * w.size
-        if w.n_words == 0:
-            memcpy(to, row, w.size * sizeof(float))
-        else:
-            memcpy(to, row, depth * sizeof(float))
-            to[depth] = 0  # where the depth is odd
-            memcpy(&bits, row + depth, sizeof(float))
-            bits &= 0xffff0000u  # the own logit's upper half is a bfloat16, the rest is nearly one
-            memcpy(to + 2 * w.n_words - 2, &bits, sizeof(float))
-            to[2 * w.n_words - 1] = row[depth] - to[2 * w.n_words - 2]
-            memcpy(to + 2 * w.n_words, row + w.depth, w.width * sizeof(float))
-        to += stride
     if w.n_words == 0:
-        return rows_at(w, w.gathered, n)
+        return rows_at(w, rows, taken, n)
+    for k in range(n):
+        row = rows + taken[k] * w.size
+        memcpy(to, row, depth * sizeof(float))
+        to[depth] = 0  # where the depth is odd
+        memcpy(&bits, row + depth, sizeof(float))
+        bits &= 0xffff0000u  # the own logit's upper half is a bfloat16, the rest is nearly one
+        memcpy(to + 2 * w.n_words - 2, &bits, sizeof(float))
+        to[2 * w.n_words - 1] = row[depth] - to[2 * w.n_words - 2]
+        memcpy(to + 2 * w.n_words, row + w.depth, w.width * sizeof(float))
+        to += stride
     w.taken.pack_rows(w.gathered, stride, NULL, n, 2 * w.n_words, w.keys)
     w.taken.pack_columns(w.gathered + 2 * w.n_words, stride, NULL, n, w.width, w.values)
     b.keys, b.values, b.key_stride, b.value_stride = w.keys, w.values, w.n_words, w.width
-    b.n, b.depth = n, 2 * w.n_words
+    b.index, b.n, b.depth = w.in_order, n, 2 * w.n_words
     return b
 
 
@@ -331,11 +352,13 @@ cdef void note_risks(Buffers *w, const float *spreads, const float *m, const int
 
 cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *query, i64 q_stride,
                       const int64_t *members, i64 n_members, float factor, const float *axes, const float *spreads,
-                      const float *tail, float *out, i64 o_stride, float *risks) noexcept nogil:
-    """The members of the cluster in this lane: its tail first, then its rows, then the slopes."""
+                      const float *tail, i64 n_after, float *out, i64 o_stride, float *risks) noexcept nogil:
+    """The members of the cluster in this lane: its tail first, then its rows, then the slopes.
+
+    Members of other clusters follow in order, up to `n_after` from the first of these."""
     cdef:
         Block b
-        i64 first = 0, n_panels, i, n, k, vectors, at, n_rows = w.lists[0].counts[lane], lanes = w.lanes
+        i64 first = 0, n_panels, i, n, k, vectors, at, last, n_rows = w.lists[0].counts[lane], lanes = w.lanes
         size_t at_o = w.depth * padded(lanes), at_m = at_o + w.width * padded(lanes)
         size_t at_taken = at_m + 4 * padded(lanes) if w.n_words else 0
         const int32_t *taken = w.lists[0].rows + lane * w.lists[0].room
@@ -350,6 +373,10 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
         w.center[k] = w.panel[k * lanes + lane]
     while first < n_members:
         n_panels = min(SHARED, (n_members - first + lanes - 1) // lanes)
+        last = min(n_members, first + n_panels * lanes)
+        want_nothing(&w.wanted)
+        for k in range(min(TILE_KEYS, n_rows)):
+            want(&w.wanted, rows + taken[k] * w.size, w.size)
         for i in range(n_panels):
             member = w.members + i * w.member_size
             m = member + at_m
@@ -357,17 +384,25 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
             member_begin(w, member, query, q_stride, members + first + i * lanes, n, factor)
             at = 0
             while at < w.n_tail[lane]:
-                b = rows_at(w, tail + at * w.size, min(TILE_KEYS, w.n_tail[lane] - at))
-                step(w, w.isa, member, member + at_o, &b, (n + w.isa.vector - 1) // w.isa.vector)
+                b = rows_at(w, tail + at * w.size, w.in_order, min(TILE_KEYS, w.n_tail[lane] - at))
+                step(w, w.isa, member, member + at_o, &b, n)
                 at += b.n
             memcpy(m + 2 * padded(lanes), m, 2 * padded(lanes) * sizeof(float))  # what the tail came to
         at = 0
         while at < n_rows:
-            b = gather(w, rows, taken + at, min(TILE_KEYS, n_rows - at), n_rows - at)
+            b = taken_at(w, rows, taken + at, min(TILE_KEYS, n_rows - at))
+            want_nothing(&w.wanted)
+            for k in range(at + b.n, min(at + b.n + TILE_KEYS, n_rows)):
+                want(&w.wanted, rows + taken[k] * w.size, w.size)
+            if at + b.n == n_rows:
+                for k in range(first, last):
+                    want(&w.wanted, out + members[k] * o_stride, w.width)
+                for k in range(last, min(last + lanes, n_after)):
+                    want(&w.wanted, query + members[k] * q_stride, w.depth - 1)
             for i in range(n_panels):
                 member = w.members + i * w.member_size
                 k = min(lanes, n_members - first - i * lanes)
-                step(w, w.taken, member + at_taken, member + at_o, &b, (k + w.isa.vector - 1) // w.isa.vector)
+                step(w, w.taken, member + at_taken, member + at_o, &b, k)
             at += b.n
         for i in range(n_panels):
             member = w.members + i * w.member_size
@@ -379,7 +414,7 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
             if risks != NULL:
                 note_risks(w, spreads, m, members + first + i * lanes, n, risks)
             w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, tail_m, tail_mass, m, False)
-            w.isa.accumulate(w.slopes + lane * w.rank * w.width, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
+            w.isa.accumulate(w.slopes + lane * w.slope_stride, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
             if w.lists[1].counts[lane] > 0:
                 memcpy(w.off, member, (w.depth - 1) * lanes * sizeof(float))
                 w.isa.tilt(w.off, w.depth - 1, w.center, w.spreads, vectors, tail_m, tail_mass, m, True)
@@ -430,7 +465,7 @@ cdef int attend_with(
         i64 q_stride = query.strides[2] // 4, o_stride = out.strides[2] // 4
         i64 task, sequence, head, batch, first, c, n, n_key_clusters, lane, stop
         i64 most_clusters = 0, most_keys = 0, i
-        int64_t members
+        int64_t members, last
         const int64_t *bounds
         bint has_risks = risks is not None
 
@@ -463,10 +498,12 @@ cdef int attend_with(
                     members = member_offsets[head, first + lane]
                     if w.lists[1].counts[lane] > 0:
                         sum_slope(&w, lane, &rows[head, 0, 0], bounds, n_key_clusters)
+                    last = member_offsets[head, cluster_offsets[sequence + 1]]
                     attend_lane(&w, lane, &rows[head, 0, 0], &query[batch, head, 0, 0], q_stride,
                                 &order[head, members], member_offsets[head, first + lane + 1] - members,
                                 <float> factor, &axes[sequence, head, 0, 0], &spreads[sequence, head, 0],
-                                w.tails + lane * (n_key_clusters + 1) * w.size, &out[batch, head, 0, 0], o_stride,
+                                w.tails + lane * (n_key_clusters + 1) * w.size, last - members,
+                                &out[batch, head, 0, 0], o_stride,
                                 &risks[batch, head, 0, 0] if has_risks else NULL)
                 first += n
         free_floats(w.memory)

@@ -154,6 +154,12 @@ typedef struct {
     /* eigenvalues of a symmetric matrix of n rows `stride` (whole vectors) apart, zeros behind them, the largest first,
      * and eigenvectors, the rows of z; a is lost, and work has room for three rows */
     void (*eigen)(double *a, i64 n, i64 stride, double *z, double *values, double *work);
+    /* score and accumulate over rows that index names (words, of pairs), for n_lanes queries (scattered.h); s has room
+     * for whole groups */
+    void (*score_scattered)(const float *keys, i64 stride, const int32_t *index, i64 n, i64 depth, const float *panel,
+                            i64 n_lanes, float *s, float *group_peaks);
+    void (*accumulate_scattered)(const float *values, i64 stride, const int32_t *index, i64 n, i64 width,
+                                 const float *s, i64 n_lanes, const float *alpha, float *o);
     /* a loop of nothing but multiply-adds, to measure the machine's peak */
     float (*fma_loop)(i64 rounds);
 } tile_isa;
