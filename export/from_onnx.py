@@ -275,8 +275,8 @@ def _node(node: onnx.NodeProto, index: int, mapper: Mapper) -> None:
 
 def _check_form(node: onnx.NodeProto, opset: int, where: str) -> None:
     """Raise unless an ONNX operator has as many inputs as its opset gives it, and its attributes."""
-    if not onnx.defs.has(node.op_type, opset):
-        return  # named among the operators that do not run
+    if not isinstance(node.op_type, str) or not onnx.defs.has(node.op_type, opset):
+        return  # no text, or named among the operators that do not run
     schema = onnx.defs.get_schema(node.op_type, opset)
     n_inputs = len(node.input)
     if not schema.min_input <= n_inputs <= schema.max_input:

@@ -91,8 +91,9 @@ def nested(depth):
     def build(folder):
         inner = b""
         for _ in range(depth):
-            attribute = wrapped(1, b"then_branch") + wrapped(6, inner) + b"\xa0\x01\x05"
-            inner = wrapped(1, wrapped(1, b"x") + wrapped(4, b"If") + wrapped(5, attribute))
+            branches = ((b"then_branch", inner), (b"else_branch", b""))
+            attributes = [wrapped(5, wrapped(1, name) + wrapped(6, body) + b"\xa0\x01\x05") for name, body in branches]
+            inner = wrapped(1, wrapped(1, b"x") + wrapped(4, b"If") + b"".join(attributes))
         return in_graph(inner)
 
     return build
@@ -180,7 +181,7 @@ FILES = {
     "a node without a kind": (made([node("", ["x"], ["y"])]), "does not run"),
     "an operator nobody has": (made([node("os.system", ["x"], ["y"])]), "does not run"),
     "a domain nobody has": (made([node("Relu", ["x"], ["y"], domain="evil")]), "evil"),
-    "an operator without inputs": (made([node("Softmax", [], ["y"])]), "do not fit together"),
+    "an operator without inputs": (made([node("Softmax", [], ["y"])]), "expected 1 inputs, got 0"),
     "nothing in 2^28 rows": (weight(dims=[2, 2**28, 0], data_type=7), "parts"),
     "a shape that is nothing in 2^28 rows": (  # found by atheris: its tolist() was 4 GB
         made([node("Reshape", ["x", "s"], ["y"])], [TensorProto(name="s", data_type=7, dims=[2**28, 0])]), "parts"),
