@@ -59,6 +59,7 @@ OWNERS = {
     "memberships.affinities": "cython",
     "memberships.select": "cython",
     "memberships.assign": "cython",
+    "memberships.invert": "cython",
     "points.choose_farthest": "cython",
     "points.find_nearest": "cython",
     "tails.attend": "cython",

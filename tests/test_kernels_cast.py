@@ -10,13 +10,13 @@ N_HEADS, LENGTH = 3, 300
 
 
 def rows_case(dim, n_clusters, width=4, seed=0):
-    """Two sequences with holes; query, key and value as strided views; surrogates, shares; spans and index."""
+    """Two sequences with holes; query, key and value as strided views; surrogates, gate; spans and index."""
     rng = np.random.default_rng([seed, dim])
     fused = rng.standard_normal((2, LENGTH, N_HEADS, 2 * dim + width), dtype=np.float32).swapaxes(1, 2)
     surrogates = rng.standard_normal((N_HEADS, n_clusters, dim), dtype=np.float32)
     spans, index = holes_index(2, LENGTH)
     tensors = fused[..., :dim], fused[..., dim : 2 * dim], fused[..., 2 * dim :]
-    return *tensors, surrogates, rng.random((2, LENGTH), dtype=np.float32), spans, index
+    return *tensors, surrogates, rng.standard_normal((2, LENGTH), dtype=np.float32), spans, index
 
 
 def token_tasks(spans, chunk):
@@ -28,7 +28,9 @@ def token_tasks(spans, chunk):
 @pytest.mark.parametrize(("dim", "n_clusters"), [(1, 1), (5, 7), (16, 70), (64, 33)])
 def test_affinities(name, fast, dim, n_clusters, is_laplace):
     """A window of the tokens, by token, with the nearest clusters, and by cluster; a NaN is below all."""
-    query, key, _, surrogates, shares, spans, index = rows_case(dim, n_clusters)
+    query, key, _, surrogates, _, spans, index = rows_case(dim, n_clusters)
+    gate = np.random.default_rng(dim).standard_normal((2, LENGTH, 3), dtype=np.float32)[:, :, 1] * 8
+    gate[1, index[60:64]] = -1e4, 1e4, 0, -0.0
     query = query.copy()
     query[0, 1, index[20]] = np.nan
     origin, chunk = 10, 96
@@ -41,13 +43,16 @@ def test_affinities(name, fast, dim, n_clusters, is_laplace):
             surest = None if by_cluster else new((len(index),), np.float32, np.nan)
             labels = None if by_cluster else new((len(index),), np.int32, -5)
             logits = new((N_HEADS, len(index) * n_clusters), np.float32, np.nan) if by_cluster else None
-            given = (query, key, surrogates, spans, index, shares, 0.3, is_laplace, tasks, chunk, origin, out)
-            return (*given, surest, labels, logits), (out, surest, labels, logits)
+            gains = new((2, 2, LENGTH), np.float32, np.nan) if by_cluster else None
+            given = (query, key, surrogates, spans, index, gate, 0.3, is_laplace, tasks, chunk, origin, out)
+            return (*given, surest, labels, logits, gains), (out, surest, labels, logits, gains)
 
-        (want, *_, kept), (got, surest, labels, logits) = both(name, fast, make)
+        (want, *_, kept, wanted_gains), (got, surest, labels, logits, gains) = both(name, fast, make)
         assert (got[20 - origin] == -1).all()
         if by_cluster:
             compare.assert_close(logits, kept, 2e-6)
+            np.testing.assert_allclose(gains, wanted_gains, 5e-7)
+            assert np.isfinite(gains).sum() == 2 * (len(index) - 2 * origin)
             assert np.isnan(logits[:, : origin * n_clusters]).all()
         compare.assert_close(np.ascontiguousarray(got), want, 2e-6)
         if not by_cluster:
@@ -118,11 +123,18 @@ def test_assign(name, fast, kind, spare):
     def make(new):
         labels = new((origin + n,), np.int32, -5)
         labels[origin:] = affinity.argmax(axis=1)
-        return (affinity, spans, origin, capacity, surest, np.array([[2], [0]]), labels), labels
+        tokens, counts = new((origin + n,), np.int64, -5), new((3 * n_clusters,), np.int64, -5)
+        given = (affinity, spans, origin, capacity, surest, np.array([[2], [0]]), labels, tokens, counts)
+        return given, (labels, tokens, counts)
 
     want, got = both(name, fast, make)
-    compare.assert_same_bits(got, want)
-    assert (got[:origin] == -5).all()
+    for mine, other in zip(got, want):
+        compare.assert_same_bits(mine, other)
+    labels, tokens, counts = got
+    assert (labels[:origin] == -5).all()
+    assert (tokens[:origin] == -5).all()
+    assert (counts[n_clusters : 2 * n_clusters] == -5).all()
+    assert (np.sort(tokens[origin:]) == np.arange(origin, origin + n)).all()
 
 
 def clustered(spans, index, n_clusters, seed=0, empty=2):
@@ -140,14 +152,32 @@ def clustered(spans, index, n_clusters, seed=0, empty=2):
     return tokens, offsets, np.repeat(np.arange(len(counts)), counts)
 
 
+@kernel("memberships.invert")
+@pytest.mark.parametrize("n_clusters", [1, 4, 60])
+def test_invert(name, fast, n_clusters):
+    spans, index = holes_index(2, LENGTH)
+    tokens, offsets, clusters = clustered(spans, index, n_clusters)
+
+    def make(new):
+        found = [new((n,), np.int64, -5) for n in (len(tokens), len(tokens), len(index) + 1)]
+        return (tokens, offsets, *found), found
+
+    want, got = both(name, fast, make)
+    for mine, other in zip(got, want):
+        compare.assert_same_bits(mine, other)
+    places, place_clusters, place_offsets = got
+    assert (tokens[places] == np.repeat(np.arange(len(index)), np.diff(place_offsets))).all()
+    assert (clusters[places] == place_clusters).all()
+
+
 @kernel("cast.attend_clusters")
 @pytest.mark.parametrize(("is_laplace", "with_gains"), [(False, True), (False, False), (True, True), (True, False)])
 @pytest.mark.parametrize(("dim", "width"), [(1, 1), (16, 5), (33, 64)])
 def test_attend_clusters(name, fast, dim, width, is_laplace, with_gains):
-    query, key, value, surrogates, shares, spans, index = rows_case(dim, 4, width)
+    query, key, value, surrogates, gate, spans, index = rows_case(dim, 4, width)
     tokens, offsets, _ = clustered(spans, index, 4)
     batches = np.repeat(spans[:, 0], 4)
-    gains = 1 + shares if with_gains else None
+    gains = 1 + np.abs(np.tanh(gate)) if with_gains else None
     chunk = 60
     tasks = [
         [g, h, first] for g, n in enumerate(np.diff(offsets)) for h in range(N_HEADS) for first in range(0, n, chunk)
@@ -181,13 +211,13 @@ def kept_logits(query, surrogates, spans, index, scale):
 @pytest.mark.parametrize("is_kept", [False, True])
 def test_mix(name, fast, dim, width, n_clusters, is_laplace, with_gains, is_kept):
     """An output as a view; an infinite value of a cluster reaches who is not in it, and no one else."""
-    query, _, _, surrogates, shares, spans, index = rows_case(dim, n_clusters)
+    query, _, _, surrogates, gate, spans, index = rows_case(dim, n_clusters)
     tokens, offsets, clusters = clustered(spans, index, n_clusters)
     rng = np.random.default_rng(3)
     within = rng.standard_normal((N_HEADS, len(tokens), width), dtype=np.float32)
-    gains = 1 + shares if with_gains else None
+    gains = 1 + np.abs(np.tanh(gate)) if with_gains else None
     places = np.argsort(tokens, kind="stable")
-    place_offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=len(index)))])
+    inverted = places, clusters[places], np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=len(index)))])
     if is_laplace:
         surrogates *= 0.2  # far out weights round to 0, in float32 sooner than in float64
     chunk = 96
@@ -206,7 +236,7 @@ def test_mix(name, fast, dim, width, n_clusters, is_laplace, with_gains, is_kept
 
         def make(new):
             out = new((2, LENGTH, N_HEADS, width + 2), np.float32, np.nan).swapaxes(1, 2)[..., :width]
-            given = (query, surrogates, spans, index, gains, 0.5, is_laplace, offsets, clusters, places, place_offsets)
+            given = (query, surrogates, spans, index, gains, 0.5, is_laplace, offsets, *inverted)
             return (*given, within, summaries, logits, np.array(tasks, np.int64), chunk, out), out  # noqa: B023
 
         want, got = both(name, fast, make)

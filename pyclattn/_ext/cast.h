@@ -56,6 +56,24 @@ static void tile_floor(float *s, i64 n, i64 vectors, float least) {
         for (i64 j = 0; j < vectors; j++) ((vf *)s)[k * NV + j] = larger(((vf *)s)[k * NV + j], spread(least));
 }
 
+/* With u = e^-|x|: sigmoid(x) = (1 or u) / (1 + u), and log(1 + u) = 2 artanh(u / (2 + u)), a series in at most 1/9. */
+static void tile_gate(const float *gate, float *shares, float *of_query, float *of_key) {
+    for (i64 j = 0; j < NV; j++) {
+        vf x = ((const vf *)gate)[j], u = exponential(-magnitude(x)), t = u / (2.f + u), square = t * t;
+        vf p = spread(1.f / 13);
+        p = p * square + 1.f / 11;
+        p = p * square + 1.f / 9;
+        p = p * square + 1.f / 7;
+        p = p * square + 1.f / 5;
+        p = p * square + 1.f / 3;
+        p = p * square + 1.f;
+        vf low = 2.f * t * p + 1.f;
+        ((vf *)shares)[j] = blend(x < (vf){0}, u, spread(1.f)) / (1.f + u);
+        ((vf *)of_query)[j] = larger((vf){0}, x) + low;
+        ((vf *)of_key)[j] = larger((vf){0}, -x) + low;
+    }
+}
+
 static i64 tile_next_above(const float *s, i64 at, i64 n, float threshold) {
     for (; at + VL <= n; at += VL) {
         vf x;

@@ -225,7 +225,7 @@ cdef void want_logits(Work *w, const float[:, ::1] logits, i64 head, i64 n_clust
 def mix(
     const float[:, :, :, :] query, const float[:, :, ::1] surrogates, const int64_t[:, ::1] spans,
     const int64_t[::1] index, const float[:, ::1] gains, double scale, bint is_laplace,
-    const int64_t[::1] member_offsets, const int64_t[::1] member_clusters, const int64_t[::1] places,
+    const int64_t[::1] member_offsets, const int64_t[::1] places, const int64_t[::1] place_clusters,
     const int64_t[::1] place_offsets, const float[:, :, ::1] within, const float[:, :, ::1] summaries,
     const float[:, ::1] logits, const int64_t[:, ::1] tasks, i64 chunk, float[:, :, :, :] out, int64_t[::1] counter,
 ):
@@ -300,7 +300,7 @@ def mix(
                 at = 0
                 for i in range(n):  # a member's weight is taken from the summary
                     for place in range(place_offsets[t + i], place_offsets[t + i + 1]):
-                        d = (member_clusters[places[place]] - first_cluster) * w.lanes + i
+                        d = (place_clusters[place] - first_cluster) * w.lanes + i
                         weights[at] = w.s[d] / p.mass[i]
                         w.s[d] = 0
                         at += 1

@@ -57,6 +57,7 @@ cdef extern from "tile.h" nogil:
         void (*keep)(const float *, i64, i64, float *, i64) noexcept nogil
         void (*temper)(const float *, i64, i64, i64, const float *, float *, float *) noexcept nogil
         void (*add_shares)(const float *, i64, i64, const float *, float *) noexcept nogil
+        void (*gate)(const float *, float *, float *, float *) noexcept nogil
         void (*lean)(const float *, const float *, i64, i64, float, float *, i64, float *, float *) noexcept nogil
         i64 (*order)(tile_best *, i64, i64) noexcept nogil
         void (*score_pairs)(const float *, const float *, i64, const int64_t *, i64, i64, float,

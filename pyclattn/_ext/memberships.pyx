@@ -35,9 +35,9 @@ cdef void weigh(const tile_isa *isa, float *s, const float *peaks, i64 n, i64 ve
 
 def affinities(
     const float[:, :, :, :] query, const float[:, :, :, :] key, const float[:, :, ::1] surrogates,
-    const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, ::1] shares, double scale, bint is_laplace,
+    const int64_t[:, ::1] spans, const int64_t[::1] index, const float[:, :] gate, double scale, bint is_laplace,
     const int64_t[:, ::1] tasks, i64 chunk, i64 origin, float[:, :] out, float[::1] surest, int32_t[::1] labels,
-    float[:, ::1] logits, int64_t[::1] counter,
+    float[:, ::1] logits, float[:, :, ::1] gains, int64_t[::1] counter,
 ):
     """How near `chunk` tokens are to each cluster, and where asked for the nearest."""
     cdef:
@@ -55,6 +55,9 @@ def affinities(
         float *alpha
         float *ones
         float *own_shares
+        float *own_gate
+        float *of_query
+        float *of_key
         float *zeros
         float *most
         int32_t *nearest
@@ -71,7 +74,7 @@ def affinities(
     with nogil:
         isa = current()
         lanes = isa.lanes
-        memory = new_floats((depth + 3 * n_clusters + 12) * padded(lanes) + padded(n_clusters))
+        memory = new_floats((depth + 3 * n_clusters + 14) * padded(lanes) + padded(n_clusters))
         if memory == NULL:
             with gil:
                 raise MemoryError("no memory for one panel of affinities")
@@ -84,7 +87,9 @@ def affinities(
         ones = factor + 4 * padded(lanes)
         most, nearest = factor + 5 * padded(lanes), <int32_t *> (factor + 6 * padded(lanes))
         own_shares = factor + 7 * padded(lanes)  # of queries, then of keys
-        zeros = own_shares + 2 * padded(lanes)
+        own_gate = own_shares + 2 * padded(lanes)
+        of_query, of_key = own_gate + padded(lanes), own_gate + 2 * padded(lanes)
+        zeros = own_gate + 3 * padded(lanes)
         memset(zeros, 0, n_clusters * sizeof(float))
         for i in range(lanes):
             ones[i] = 1
@@ -103,8 +108,12 @@ def affinities(
                 vectors = (n + isa.vector - 1) // isa.vector
                 memset(total, 0, n_clusters * lanes * sizeof(float))
                 for i in range(lanes):
-                    own_shares[i] = shares[batch, index[at + i]] if i < n else 0
+                    own_gate[i] = gate[batch, index[at + i]] if i < n else 0
+                isa.gate(own_gate, own_shares, of_query, of_key)
+                for i in range(lanes):
                     own_shares[lanes + i] = 1 - own_shares[i]
+                for i in range(n if gains is not None else 0):
+                    gains[0, batch, index[at + i]], gains[1, batch, index[at + i]] = of_query[i], of_key[i]
                 for head in range(n_heads):
                     for side in range(2):
                         rows = &query[batch, head, 0, 0] if side == 0 else &key[batch, head, 0, 0]
@@ -240,7 +249,7 @@ cdef i64 close(int64_t *open_clusters, i64 n_open, i64 cluster) noexcept nogil:
 
 def assign(
     const float[:, ::1] affinity, const int64_t[:, ::1] spans, i64 origin, i64 capacity, const float[::1] surest,
-    const int64_t[:, ::1] tasks, int32_t[::1] labels, int64_t[::1] counter,
+    const int64_t[:, ::1] tasks, int32_t[::1] labels, int64_t[::1] tokens, int64_t[::1] counts, int64_t[::1] counter,
 ):
     """Tokens to clusters, the surest first; `labels` come as those of their nearest."""
     cdef:
@@ -290,4 +299,34 @@ def assign(
                 sizes[labels[t]] += 1
                 if sizes[labels[t]] == capacity:
                     n_open = close(open_clusters, n_open, labels[t])
+            t = start
+            for i in range(n_clusters):  # sizes become places
+                counts[tasks[task, 0] * n_clusters + i] = sizes[i]
+                sizes[i], t = t, t + sizes[i]
+            for t in range(start, stop):
+                tokens[sizes[labels[t]]] = t
+                sizes[labels[t]] += 1
         free_floats(memory)
+
+
+def invert(
+    const int64_t[::1] tokens, const int64_t[::1] member_offsets, int64_t[::1] places, int64_t[::1] place_clusters,
+    int64_t[::1] place_offsets, int64_t[::1] counter,
+):
+    """Which members each token is, by counting: the one task of one thread."""
+    cdef i64 n_tokens = place_offsets.shape[0] - 1, g
+    cdef int64_t t, member, place
+
+    with nogil:
+        if draw_task(&counter[0]) == 0:
+            memset(&place_offsets[0], 0, (n_tokens + 1) * sizeof(int64_t))
+            for member in range(tokens.shape[0]):  # two further on: begins become ends below
+                if tokens[member] + 2 <= n_tokens:
+                    place_offsets[tokens[member] + 2] += 1
+            for t in range(n_tokens):
+                place_offsets[t + 1] += place_offsets[t]
+            for g in range(member_offsets.shape[0] - 1):
+                for member in range(member_offsets[g], member_offsets[g + 1]):
+                    place = place_offsets[tokens[member] + 1]
+                    places[place], place_clusters[place] = member, g
+                    place_offsets[tokens[member] + 1] = place + 1

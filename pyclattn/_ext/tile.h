@@ -118,6 +118,8 @@ typedef struct {
     void (*temper)(const float *logits, i64 stride, i64 n, i64 n_lanes, const float *gains, float *s,
                    float *group_peaks);
     void (*add_shares)(const float *s, i64 n, i64 vectors, const float *factor, float *total);
+    /* of a panel's lanes: sigmoid(x), 1 + log(1 + e^x) and 1 + log(1 + e^-x) */
+    void (*gate)(const float *gate, float *shares, float *of_query, float *of_key);
     /* co-clustered attention again: a row's share in a slope */
     void (*lean)(const float *row, const float *mean, i64 depth, i64 width, float weight, float *key, i64 panel_stride,
                  float *value, float *spreads);

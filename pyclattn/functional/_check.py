@@ -13,6 +13,14 @@ from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 
 def rows(name: str, given: Given, rank: int = 4) -> Float32:
     """``given`` as float32 of this rank with a contiguous last axis; copied only where its type or strides need it."""
+    array = floats(name, given, rank)
+    if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def floats(name: str, given: Given, rank: int) -> Float32:
+    """``given`` as float32 of this rank, in any strides; copied only where its type or an odd address needs it."""
     array = array_of(f"{name} of rank {rank}", given)
     if array.dtype != np.float32:
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
@@ -20,9 +28,7 @@ def rows(name: str, given: Given, rank: int = 4) -> Float32:
         array = array.astype(np.float32)
     if array.ndim != rank:
         raise ShapeError(f"{name} must have rank {rank}, got shape {array.shape}")
-    if not is_readable(array) or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
-        array = np.ascontiguousarray(array)
-    return array
+    return array if is_readable(array) else np.ascontiguousarray(array)
 
 
 def is_readable(array: np.ndarray) -> bool:

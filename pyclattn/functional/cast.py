@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from pyclattn import _threads
-from pyclattn._dispatch import launch
+from pyclattn._dispatch import launch, launch_together
 from pyclattn.arrays import Bool, Float32, Given, Int32, Int64
 from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
@@ -51,15 +50,6 @@ class _Members:
 
     tokens: Int64  # (n_members,) ascending within a cluster
     offsets: Int64  # (clusters + 1,)
-
-    @cached_property
-    def clusters(self) -> Int64:
-        """The cluster of each member."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-
-    def places(self, n_tokens: int) -> tuple[Int64, Int64]:
-        """The members that each token is, one token after the other, and where each token's begin."""
-        return _order(self.tokens, n_tokens), _ends(np.bincount(self.tokens, minlength=n_tokens))
 
 
 def cast_attention(
@@ -152,13 +142,12 @@ def cast_attention(
     result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=int(lengths.sum()) < n_tokens)
     if result.size:
         threads = threads if n_tokens * recipe.surrogates.size > SMALL else 1
-        shares, *gains = _gated(phi)
-        of_query, of_key = gains if warm else (None, None)
+        gains = np.empty((2, *phi.shape), np.float32) if warm else None
         for tokens in _rounds(spans):
             with _kept(q.shape[1], len(tokens.index) * recipe.surrogates.shape[1]) as logits:
-                members = _cluster(q, k, tokens, shares, recipe, threads, logits)
+                members = _cluster(q, k, tokens, phi, recipe, threads, logits, gains)
                 with scratch((q.shape[1], len(members.tokens), v.shape[3])) as within:
-                    _attend(q, k, v, tokens, members, (of_query, of_key), recipe, logits, within, result, threads)
+                    _attend(q, k, v, tokens, members, gains, recipe, logits, within, result, threads)
     return result if offsets is None else result[0]
 
 
@@ -206,9 +195,9 @@ def memberships(
     n_clusters = recipe.surrogates.shape[1]
     found = np.zeros((q.shape[0], q.shape[2], n_clusters), bool)
     for tokens in _rounds(spans):
-        members = _cluster(q, k, tokens, _gated(phi)[0], recipe, threads)
-        batches = tokens.spans[members.clusters // n_clusters, 0]
-        found[batches, tokens.index[members.tokens], members.clusters % n_clusters] = True
+        members = _cluster(q, k, tokens, phi, recipe, threads)
+        clusters = np.repeat(np.arange(len(members.offsets) - 1), np.diff(members.offsets))
+        found[tokens.spans[clusters // n_clusters, 0], tokens.index[members.tokens], clusters % n_clusters] = True
     return found if offsets is None else found[0]
 
 
@@ -244,7 +233,7 @@ def _recipe(
             f"surrogate_tokens must have shape (clusters, {n_heads}, {depth}) with at least 1 cluster, "
             f"got {surrogates.shape}"
         )
-    phi = _check.rows("gate", gate, 2 if offsets is None else 1)
+    phi = _check.floats("gate", gate, 2 if offsets is None else 1)
     wanted = (q.shape[0], length) if offsets is None else (length,)
     if phi.shape != wanted:
         raise ShapeError(f"gate must have shape {wanted}, one number a token, got {phi.shape}")
@@ -273,7 +262,7 @@ def _rounds(spans: _ragged.Spans) -> Iterator[_ragged.Tokens]:
     there = np.flatnonzero(spans.lengths > 0)
     lengths = spans.lengths[there]
     rounds = np.cumsum(lengths) // ROUND
-    for number in np.unique(rounds):
+    for number in dict.fromkeys(rounds.tolist()):
         own = spans.spans[there[rounds == number]]
         if spans.index is None:
             yield _ragged.Spans(own).indexed()
@@ -284,11 +273,11 @@ def _rounds(spans: _ragged.Spans) -> Iterator[_ragged.Tokens]:
 
 
 def _cluster(
-    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int,
-    logits: Float32 | None = None,
+    q: Float32, k: Float32, tokens: _ragged.Tokens, phi: Float32, recipe: _Recipe, n_threads: int,
+    logits: Float32 | None = None, gains: Float32 | None = None,
 ) -> _Members:  # fmt: skip
     cluster = _topk if recipe.clustering == "topk" else _sa_topk
-    return cluster(q, k, tokens, shares, recipe, n_threads, logits)
+    return cluster(q, k, tokens, phi, recipe, n_threads, logits, gains)
 
 
 @contextmanager
@@ -307,8 +296,8 @@ def _is_kept(n_heads: int, cells: int) -> bool:
 
 
 def _topk(
-    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int,
-    logits: Float32 | None,
+    q: Float32, k: Float32, tokens: _ragged.Tokens, phi: Float32, recipe: _Recipe, n_threads: int,
+    logits: Float32 | None, gains: Float32 | None,
 ) -> _Members:  # fmt: skip
     """Each cluster's nearest tokens, found over a window of tokens after the other."""
     n_clusters, n_tokens = recipe.surrogates.shape[1], len(tokens.index)
@@ -319,77 +308,74 @@ def _topk(
     with scratch((n_clusters, window)) as cells:
         for origin in range(0, n_tokens, window):
             affinity = cells[:, : n_tokens - origin].T
-            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, logits)
-            ends = np.clip(tokens.spans[:, 1:], origin, origin + len(affinity))
-            seen = np.flatnonzero(ends[:, 0] < ends[:, 1])
-            tasks = _ragged.per_chunk(np.full(len(seen), n_clusters), 1, CLUSTER_CHUNK)[:, ::2]
-            tasks = np.stack([seen[tasks[:, 0]], tasks[:, 1]], axis=1)
+            _affinities(q, k, tokens, phi, recipe, origin, affinity, n_threads, logits, gains)
+            is_seen = (tokens.spans[:, 1] < origin + len(affinity)) & (tokens.spans[:, 2] > origin)
+            tasks = np.ascontiguousarray(_ragged.per_chunk(is_seen * n_clusters, 1, CLUSTER_CHUNK)[:, ::2])
             launch(
                 "memberships.select", n_threads, affinity, tokens.spans, origin, tasks, CLUSTER_CHUNK, scores, best,
                 counts,
             )  # fmt: skip
-    return _Members(best[np.arange(topk) < counts[:, None]], _ends(counts))
+    is_full = counts.min() == topk
+    return _Members(best.ravel() if is_full else best[np.arange(topk) < counts[:, None]], _ends(counts))
 
 
 def _sa_topk(
-    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, n_threads: int,
-    logits: Float32 | None,
+    q: Float32, k: Float32, tokens: _ragged.Tokens, phi: Float32, recipe: _Recipe, n_threads: int,
+    logits: Float32 | None, gains: Float32 | None,
 ) -> _Members:  # fmt: skip
     """Each token in one cluster, by sequences: a token may need its affinity to any cluster."""
     n_clusters, n_tokens = recipe.surrogates.shape[1], len(tokens.index)
     labels, surest = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.float32)
+    members, counts = np.empty(n_tokens, np.int64), np.empty(len(tokens.spans) * n_clusters, np.int64)
     windows = np.cumsum(tokens.lengths) // max(1, CELLS // n_clusters)
-    for number in np.unique(windows):
+    for number in dict.fromkeys(windows.tolist()):
         own = np.flatnonzero(windows == number)
         origin, stop = int(tokens.spans[own[0], 1]), int(tokens.spans[own[-1], 2])
         with scratch((stop - origin, n_clusters)) as affinity:
-            _affinities(q, k, tokens, shares, recipe, origin, affinity, n_threads, logits, surest, labels)
+            _affinities(q, k, tokens, phi, recipe, origin, affinity, n_threads, logits, gains, surest, labels)
             launch(
                 "memberships.assign", n_threads, affinity, tokens.spans, origin, recipe.cluster_size, surest,
-                own[:, None], labels,
+                own[:, None], labels, members, counts,
             )  # fmt: skip
-    clusters = labels + n_clusters * np.repeat(np.arange(len(tokens.spans)), tokens.lengths)
-    counts = np.bincount(clusters, minlength=len(tokens.spans) * n_clusters)
-    return _Members(_order(clusters, len(counts)), _ends(counts))
+    return _Members(members, _ends(counts))
 
 
 def _affinities(
-    q: Float32, k: Float32, tokens: _ragged.Tokens, shares: Float32, recipe: _Recipe, origin: int, out: Float32,
-    n_threads: int, logits: Float32 | None, surest: Float32 | None = None, labels: Int32 | None = None,
+    q: Float32, k: Float32, tokens: _ragged.Tokens, phi: Float32, recipe: _Recipe, origin: int, out: Float32,
+    n_threads: int, logits: Float32 | None, gains: Float32 | None, surest: Float32 | None = None,
+    labels: Int32 | None = None,
 ) -> None:  # fmt: skip
     """Of the tokens from ``origin`` on, into ``out`` (n, C); where asked for also the nearest cluster of each token."""
-    ends = np.clip(tokens.spans[:, 1:], origin, origin + len(out))
+    ends = np.minimum(np.maximum(tokens.spans[:, 1:], origin), origin + len(out))
     tasks = _ragged.per_chunk(ends[:, 1] - ends[:, 0], 1, CHUNK)[:, ::2]
     tasks = np.stack([tasks[:, 0], tasks[:, 1] + ends[tasks[:, 0], 0]], axis=1)
     launch(
-        "memberships.affinities", n_threads, q, k, recipe.surrogates, tokens.spans, tokens.index, shares, recipe.factor,
-        recipe.is_laplace, tasks, CHUNK, origin, out, surest, labels, logits,
+        "memberships.affinities", n_threads, q, k, recipe.surrogates, tokens.spans, tokens.index, phi, recipe.factor,
+        recipe.is_laplace, tasks, CHUNK, origin, out, surest, labels, logits, gains,
     )  # fmt: skip
 
 
 def _attend(
     q: Float32, k: Float32, v: Float32, tokens: _ragged.Tokens, members: _Members,
-    gains: tuple[Float32 | None, Float32 | None], recipe: _Recipe, logits: Float32 | None, within: Float32,
-    out: Float32, n_threads: int,
+    gains: Float32 | None, recipe: _Recipe, logits: Float32 | None, within: Float32, out: Float32, n_threads: int,
 ) -> None:  # fmt: skip
     """Attention within the clusters, into ``within`` (H, members, E), their summaries, and the mixing of both."""
     (_, n_heads, _, _), width = q.shape, v.shape[3]
     n_clusters = recipe.surrogates.shape[1]
     summaries = np.zeros((n_heads, len(members.offsets) - 1, width), np.float32)
-    rows, batches = tokens.index[members.tokens], np.repeat(tokens.spans[:, 0], n_clusters)
-    of_query, of_key = gains
-    launch(
-        "cast.attend_clusters", n_threads, q, k, v, recipe.surrogates, batches, rows, members.offsets, of_key,
-        recipe.factor, recipe.is_laplace, _ragged.per_chunk(np.diff(members.offsets), n_heads, MEMBERS), MEMBERS,
-        within, summaries,
+    rows, batches = tokens.index.take(members.tokens), np.repeat(tokens.spans[:, 0], n_clusters)
+    of_query, of_key = (None, None) if gains is None else gains
+    attend = (
+        "cast.attend_clusters", q, k, v, recipe.surrogates, batches, rows, members.offsets, of_key, recipe.factor,
+        recipe.is_laplace, _ragged.per_chunk(np.diff(members.offsets), n_heads, MEMBERS), MEMBERS, within, summaries,
     )  # fmt: skip
-    places, place_offsets = members.places(len(tokens.index))
+    inverted = (*np.empty((2, len(rows)), np.int64), np.empty(len(tokens.index) + 1, np.int64))
+    launch_together(n_threads, ("memberships.invert", members.tokens, members.offsets, *inverted), attend)
     tasks = _ragged.per_chunk(tokens.lengths, n_heads, CHUNK)
     tasks = tasks[np.lexsort((tasks[:, 2], tasks[:, 0]))]  # a token's heads one after the other: they share pages
     launch(
         "cast.mix", n_threads, q, recipe.surrogates, tokens.spans, tokens.index, of_query, recipe.factor,
-        recipe.is_laplace, members.offsets, members.clusters, places, place_offsets, within, summaries, logits,
-        tasks, CHUNK, out,
+        recipe.is_laplace, members.offsets, *inverted, within, summaries, logits, tasks, CHUNK, out,
     )  # fmt: skip
 
 
@@ -398,17 +384,3 @@ def _ends(counts: Int64) -> Int64:
     ends = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=ends[1:])
     return ends
-
-
-def _order(labels: Int64, n_labels: int) -> Int64:
-    """Where the members of each label are, one label after the other: 16 bits are sorted by counting."""
-    return np.argsort(labels.astype(np.uint16) if n_labels <= 1 << 16 else labels, kind="stable")
-
-
-def _gated(phi: Float32) -> tuple[Float32, Float32, Float32]:
-    """sigmoid(phi), 1 + log(1 + exp phi) and 1 + log(1 + exp -phi)."""
-    x = np.ascontiguousarray(phi)
-    small = np.exp(-np.abs(x))
-    rest = 1 + small
-    low = 1 + np.log(rest)
-    return np.where(x >= 0, 1, small) / rest, np.maximum(x, 0) + low, np.maximum(-x, 0) + low

@@ -6,6 +6,7 @@ the time, since every weight is then read twice, written once and used a few tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -119,7 +120,7 @@ def packed_shape(depth: int, width: int) -> tuple[int, int, int]:
 
 def aligned(shape: tuple[int, ...]) -> Float32:
     """A new array that begins at a multiple of 64 bytes, as the tile reads whole vectors."""
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     raw = np.empty(size + 16, np.float32)
     start = -raw.ctypes.data % 64 // 4
     return raw[start : start + size].reshape(shape)

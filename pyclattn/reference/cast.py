@@ -41,14 +41,14 @@ def attend_clusters(
 
 def mix(
     query: Float32, surrogates: Float32, spans: Int64, index: Int64, gains: Float32 | None, scale: float,
-    is_laplace: bool, member_offsets: Int64, member_clusters: Int64, places: Int64, place_offsets: Int64,
+    is_laplace: bool, member_offsets: Int64, places: Int64, place_clusters: Int64, place_offsets: Int64,
     within: Float32, summaries: Float32, logits: Float32 | None, tasks: Int64, chunk: int, out: Float32,
     counter: Int64,
 ) -> None:  # fmt: skip
     """What ``chunk`` tokens get: from a cluster they are in, attention within; from the others, summaries.
 
-    A task is [sequence, head, first token]. Token t is the members ``places[place_offsets[t]:place_offsets[t + 1]]``,
-    which are in ``member_clusters``. ``gains`` (B, N) of a query's logits. A cluster without members takes no part.
+    A task is [sequence, head, first token]. Which members a token is, `memberships.invert` tells. ``gains`` (B, N) of a
+    query's logits. A cluster without members takes no part.
     ``logits`` are those that `affinities` kept, of tasks that begin at multiples of KEPT of the sequence's tokens.
     """
     n_clusters = surrogates.shape[1]
@@ -72,9 +72,9 @@ def mix(
         for i in range(len(q)):
             of_summaries, t = weights[i].copy(), start + first + i
             added = np.zeros(out.shape[3])
-            for place in places[place_offsets[t] : place_offsets[t + 1]]:
-                c = member_clusters[place] - sequence * n_clusters
-                added += weights[i, c] * within[head, place]
+            for place in range(place_offsets[t], place_offsets[t + 1]):
+                c = place_clusters[place] - sequence * n_clusters
+                added += weights[i, c] * within[head, places[place]]
                 of_summaries[c] = 0
             taking = clusters[of_summaries != 0]
             given = of_summaries[of_summaries != 0] @ summaries[head, taking].astype(np.float64)

@@ -42,24 +42,28 @@ def _weights(logits: Float64, is_laplace: bool) -> Float64:
 
 
 def affinities(
-    query: Float32, key: Float32, surrogates: Float32, spans: Int64, index: Int64, shares: Float32, scale: float,
+    query: Float32, key: Float32, surrogates: Float32, spans: Int64, index: Int64, gate: Float32, scale: float,
     is_laplace: bool, tasks: Int64, chunk: int, origin: int, out: Float32, surest: Float32 | None,
-    labels: Int32 | None, logits: Float32 | None, counter: Int64,
+    labels: Int32 | None, logits: Float32 | None, gains: Float32 | None, counter: Int64,
 ) -> None:  # fmt: skip
     """How near ``chunk`` tokens are to each cluster, summed over heads; a task is [sequence, first token].
 
-    ``surrogates`` (H, C, D); ``shares`` (B, N) of the query's part. Token t is row ``t - origin`` of ``out`` (n, C).
-    NaN becomes LEAST. Where they are given, ``labels`` and ``surest`` (tokens,) get each token's nearest cluster, the
-    first of several, and its affinity.
+    ``surrogates`` (H, C, D); sigmoid(``gate``), (B, N), is the query's part. Token t is row ``t - origin`` of ``out``
+    (n, C). NaN becomes LEAST. Where they are given, ``labels`` and ``surest`` (tokens,) get each token's nearest
+    cluster, the first of several, and its affinity.
 
     ``logits`` (H, tokens x C), where given, keep those of the queries for `mix`, to base 2 but with "laplace": from t C
-    on the (C, n) of n tokens from t on, KEPT at a time from each task's first.
+    on the (C, n) of n tokens from t on, KEPT at a time from each task's first. ``gains`` (2, B, N), where given, get
+    1 + log(1 + exp(gate)), of a query's logits, and 1 + log(1 + exp(-gate)), of a key's.
     """
     for sequence, first in drawn(tasks, counter):
         batch, _, stop = spans[sequence].tolist()
         tokens = slice(first, min(first + chunk, stop, origin + len(out)))
         rows = index[tokens]
-        share = shares[batch, rows].astype(np.float64)[:, None]
+        phi = gate[batch, rows].astype(np.float64)
+        share = np.exp(-np.logaddexp(0, -phi))[:, None]
+        if gains is not None:
+            gains[:, batch, rows] = 1 + np.logaddexp(0, phi), 1 + np.logaddexp(0, -phi)
         total = np.zeros((len(rows), surrogates.shape[1]))
         for head, own in enumerate(surrogates.astype(np.float64)):
             of_head = query[batch, head, rows].astype(np.float64) @ own.T * scale
@@ -99,13 +103,14 @@ def select(
 
 def assign(
     affinity: Float32, spans: Int64, origin: int, capacity: int, surest: Float32, tasks: Int64, labels: Int32,
-    counter: Int64,
+    tokens: Int64, counts: Int64, counter: Int64,
 ) -> None:  # fmt: skip
     """SA Top-K: tokens in descending order of their best affinity, each to its best cluster that has room.
 
     A task is [sequence]; ``affinity`` (n, C) is of the tokens from ``origin`` on. ``surest`` and ``labels`` are of all
-    tokens, as `affinities` gives them; labels become those of the clusters taken. Ties go to the first token, and to
-    the first cluster.
+    tokens, as `affinities` gives them; labels become those of the clusters taken, ``tokens`` (tokens,) their
+    members, one cluster after the other, ``counts`` (clusters,) how many. Ties go to the first token, and to the first
+    cluster.
     """
     n_clusters = affinity.shape[1]
     for (sequence,) in drawn(tasks, counter):
@@ -115,3 +120,20 @@ def assign(
         for t in np.lexsort((np.arange(len(own)), -surest[start:stop])):
             labels[start + t] = np.argmax(np.where(sizes < capacity, own[t], -np.inf))
             sizes[labels[start + t]] += 1
+        tokens[start:stop] = start + np.argsort(labels[start:stop], kind="stable")
+        counts[sequence * n_clusters : (sequence + 1) * n_clusters] = sizes
+
+
+def invert(
+    tokens: Int64, member_offsets: Int64, places: Int64, place_clusters: Int64, place_offsets: Int64, counter: Int64
+) -> None:
+    """Which members each token is: ``places[place_offsets[t]:place_offsets[t + 1]]``, in ``place_clusters``.
+
+    Of cluster g there are the ``tokens[member_offsets[g]:member_offsets[g + 1]]``. There is one task.
+    """
+    for _ in drawn(np.zeros((1, 1), np.int64), counter):
+        places[:] = np.argsort(tokens, kind="stable")
+        clusters = np.repeat(np.arange(len(member_offsets) - 1), np.diff(member_offsets))
+        place_clusters[:] = clusters[places]
+        place_offsets[0] = 0
+        np.cumsum(np.bincount(tokens, minlength=len(place_offsets) - 1), out=place_offsets[1:])
