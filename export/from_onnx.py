@@ -286,7 +286,7 @@ def _check_form(node: onnx.NodeProto, opset: int, where: str) -> None:
     given = {item.name for item in node.attribute}
     missing = sorted(name for name, known in schema.attributes.items() if known.required and name not in given)
     newest = onnx.defs.get_schema(node.op_type)  # files of an older number with newer attributes are about
-    unknown = sorted(given.difference(schema.attributes, newest.attributes))
+    unknown = sorted(given.difference(schema.attributes, newest.attributes), key=str)  # a name may be bytes
     for names, what in ((missing, "is missing"), (unknown, "is not one that ONNX knows")):
         if names:
             raise ModelFormatError(f"{where}: attribute {names[0]!r} {what}")

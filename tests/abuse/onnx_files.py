@@ -85,6 +85,12 @@ def in_graph(body):
     return head.SerializeToString() + wrapped(7, graph)
 
 
+def no_text():
+    """A node with two attributes that it does not know; the name of one is no UTF-8."""
+    attributes = [wrapped(5, wrapped(1, name) + b"\x18\x01\xa0\x01\x02") for name in (b"\xff", b"alpha")]
+    return wrapped(1, wrapped(1, b"x") + wrapped(2, b"z") + wrapped(4, b"Relu") + b"".join(attributes))
+
+
 def nested(depth):
     """If inside If inside If."""
 
@@ -181,6 +187,7 @@ FILES = {
     "a node without a kind": (made([node("", ["x"], ["y"])]), "does not run"),
     "an operator nobody has": (made([node("os.system", ["x"], ["y"])]), "does not run"),
     "a domain nobody has": (made([node("Relu", ["x"], ["y"], domain="evil")]), "evil"),
+    "attributes of which one is no text": (lambda folder: in_graph(no_text()), "attribute"),
     "an operator without inputs": (made([node("Softmax", [], ["y"])]), "expected 1 inputs, got 0"),
     "nothing in 2^28 rows": (weight(dims=[2, 2**28, 0], data_type=7), "parts"),
     "a shape that is nothing in 2^28 rows": (  # found by atheris: its tolist() was 4 GB
