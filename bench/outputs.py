@@ -41,7 +41,7 @@ MATCHING_ATTENTION = {"method": "coclustered", "n_query_clusters": 192, "n_key_c
 # Rounds of exact and clustered attention in turn: one call each says 2.9 to 3.8 of the same code.
 MATCHING_ROUNDS = 5
 CORRELATION_BAR, OVERLAP_BAR, SALIENCY_BAR = 0.9998, 0.985, 4.0
-SALIENCY_ATTENTION = {"method": "coclustered", "n_exact": 128}
+SALIENCY_ATTENTION = {"method": "coclustered", "n_exact": 192}
 # What is run before the clock, so that code is loaded and threads have started: nucleotides or keypoints, and pixels.
 WARM, WARM_SIZE = 2_500, 700
 

@@ -111,7 +111,8 @@ def test_warmup_keeps_kernels_and_rates_and_runs_models(compiled, tmp_path, monk
     shutil.copytree(compiled, folder)
     monkeypatch.setenv("PYCLATTN_CACHE", str(folder))
     monkeypatch.setattr(costs, "_known", {})
-    monkeypatch.setattr(costs, "_fitted", lambda method, n: (1.0,) * (1 + len(costs.COUNTS[method](1, 1, 1, 1, 1, 1))))
+    monkeypatch.setattr(costs, "_timed", lambda n: dict.fromkeys(costs.METHODS))
+    monkeypatch.setattr(costs, "_fitted", lambda method, *_: (1.0,) * (1 + len(costs.COUNTS[method](1, 1, 1, 1, 1, 1))))
     save_program(tmp_path / "model.safetensors", attention_model())
     arguments = ["warmup", str(tmp_path / "model.safetensors"), "--attention", "coclustered", "--n-threads", "3"]
     assert main(arguments) == 0

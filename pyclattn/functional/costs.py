@@ -14,7 +14,7 @@ import os
 import platform
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -50,13 +50,13 @@ RUNS: dict[str, list[tuple[int, int, int, dict]]] = {
         (4096, 1, 64, {"n_clusters": 100, "topk": 256}),
     ],
     "coclustered": [
-        (1024, 1, 64, {}), (1024, 4, 32, {}), (2048, 6, 64, {}), (4096, 2, 32, {}), (4096, 3, 16, {}),
-        (2048, 1, 96, {}), (32768, 1, 32, {}), (4096, 1, 64, {"n_exact": 32}), (3072, 3, 64, {"n_exact": 256}),
-        (4096, 1, 64, {"n_exact": 32, "n_query_clusters": 768}),
+        (1024, 1, 64, {}), (1024, 4, 32, {}), (1024, 6, 64, {}), (2048, 6, 64, {}), (4096, 2, 32, {}),
+        (4096, 3, 16, {}), (2048, 1, 96, {}), (32768, 1, 32, {}), (4096, 1, 64, {"n_exact": 32}),
+        (3072, 3, 64, {"n_exact": 256}), (4096, 1, 64, {"n_exact": 32, "n_query_clusters": 768}),
     ],
 }  # fmt: skip
 # All runs in turn, so often: whatever disturbs the machine for a while disturbs one time of each.
-ROUNDS = 4
+ROUNDS = 5
 
 
 def predict(
@@ -242,7 +242,8 @@ def _stored(n_threads: int) -> Rates | None:
 
 def _measured(n_threads: int) -> Rates:
     """Measure, and store where that can be done."""
-    found = {method: _fitted(method, n_threads) for method in METHODS}
+    taken = _timed(n_threads)
+    found = {method: _fitted(method, taken[method], n_threads) for method in METHODS}
     path = _file(n_threads)
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -254,13 +255,13 @@ def _measured(n_threads: int) -> Rates:
     return found
 
 
-def _fitted(method: str, n_threads: int) -> tuple[float, ...]:
+def _fitted(method: str, seconds: Float64, n_threads: int) -> tuple[float, ...]:
     """Rates that predict the runs best, relative to their times, none below zero."""
-    counts, seconds = [], []
-    for n, n_heads, depth, parameters, taken in _timed(method, n_threads):
-        counts.append((1.0, *COUNTS[method](n, n, n_heads, depth, depth, n_threads, **parameters)))
-        seconds.append(taken)
-    weighted: Float64 = np.array(counts) / np.array(seconds)[:, None]
+    counts = np.array([
+        (1.0, *COUNTS[method](n, n, n_heads, depth, depth, n_threads, **parameters))
+        for n, n_heads, depth, parameters in RUNS[method]
+    ])  # fmt: skip
+    weighted: Float64 = counts / seconds[:, None]
     size = weighted.max(axis=0)
     found = _nonnegative(weighted / size, np.ones(len(seconds)))
     return tuple((found / size).tolist())
@@ -280,17 +281,22 @@ def _nonnegative(a: Float64, b: Float64) -> Float64:
     return best
 
 
-def _timed(method: str, n_threads: int) -> Iterator[tuple[int, int, int, dict, float]]:
-    """Each run and its time, the median of rounds: what a call takes, not the best it can."""
-    runs = []
-    for n, n_heads, depth, parameters in RUNS[method]:
-        rng = np.random.default_rng(n)
-        centers = rng.standard_normal((64, depth), dtype=np.float32)
-        x = centers[rng.integers(0, 64, (1, n_heads, n))] + rng.standard_normal((1, n_heads, n, depth), np.float32)
-        runs.append(partial(METHODS[method], x, x, x, n_threads=n_threads, **parameters))
-    seconds = np.array([[_warm_seconds(run) for run in runs] for _ in range(ROUNDS)])
-    for own, taken in zip(RUNS[method], np.median(seconds, axis=0).tolist()):
-        yield *own, taken
+def _timed(n_threads: int) -> dict[str, Float64]:
+    """The time of each method's runs, the second least of rounds: others may disturb most, and one may be luck.
+
+    All methods in each round: they are compared, so that what disturbs one should disturb the others.
+    """
+    calls = {method: [_call(method, run, n_threads) for run in runs] for method, runs in RUNS.items()}
+    rounds = [{method: list(map(_warm_seconds, own)) for method, own in calls.items()} for _ in range(ROUNDS)]
+    return {method: np.sort([each[method] for each in rounds], axis=0)[1] for method in calls}
+
+
+def _call(method: str, run: tuple[int, int, int, dict], n_threads: int) -> Callable[[], object]:
+    n, n_heads, depth, parameters = run
+    rng = np.random.default_rng(n)
+    centers = rng.standard_normal((64, depth), dtype=np.float32)
+    x = centers[rng.integers(0, 64, (1, n_heads, n))] + rng.standard_normal((1, n_heads, n, depth), np.float32)
+    return partial(METHODS[method], x, x, x, n_threads=n_threads, **parameters)
 
 
 def _warm_seconds(run: Callable[[], object]) -> float:
