@@ -12,7 +12,7 @@ from pyclattn._ext.isa cimport (
     TILE_KEYS, TILE_MASKED, bfloat16, current, draw_task, free_floats, i64, new_floats, padded, tile_isa, tile_lists,
     tile_prefetch,
 )
-from pyclattn._ext.wanted cimport Wanted, ask, want, want_nothing
+from pyclattn._ext.wanted cimport Wanted, accumulate_asking, ask, want, want_nothing
 
 # A cluster whose keys are all so far below one that is taken has no tail (2^-90): dividing by less may overflow.
 cdef float LEAST_MASS = 8.0e-28
@@ -154,7 +154,7 @@ cdef void share_masses(Buffers *w, i64 n_clusters) noexcept nogil:
 cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, const int64_t *bounds, i64 n_clusters,
                       const float *slopes, const float *axes, i64 n) noexcept nogil:
     """For each of `n` centroids of the panel: the rows it takes, and of the others a mean row a cluster and a slope."""
-    cdef i64 j, lane, k, axis, e, row, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
+    cdef i64 j, lane, k, axis, row, vectors = (n + w.isa.vector - 1) // w.isa.vector, lanes = w.lanes
     cdef int64_t at, stop
     w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, w.panel, vectors, w.centers, w.peaks)
     memset(w.lists[0].counts, 0, lanes * sizeof(i64))
@@ -175,12 +175,7 @@ cdef void divide_keys(Buffers *w, const float *rows, const float *key_scores, co
             want_nothing(&w.wanted)
             for row in range(at + k, min(at + k + TILE_KEYS, bounds[n_clusters])):
                 want(&w.wanted, rows + row * w.size, w.size)
-            e = 0
-            while e < w.size:
-                ask(&w.wanted, AHEAD)
-                w.isa.accumulate(rows + at * w.size + e, w.size, k, min(w.isa.group, w.size - e), w.s, vectors, w.alpha,
-                                 w.o + e * lanes)
-                e += w.isa.group
+            accumulate_asking(w.isa, &w.wanted, AHEAD, rows + at * w.size, k, w.size, w.s, vectors, w.alpha, w.o)
             at += k
         w.isa.tail(w.o, w.panel, w.depth - 1, vectors, w.mass, w.top)
         memcpy(w.tops + j * lanes, w.top, lanes * sizeof(float))
