@@ -16,13 +16,16 @@ from pyclattn import _dispatch, _threads
 
 
 def _cpu() -> str:
+    """Name, and family and model where it has them: virtual machines give several generations the same name."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    found = fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        found += f" (family {fields['cpu family']}, model {fields.get('model')})"
+    return found
 
 
 def _commit() -> str:
