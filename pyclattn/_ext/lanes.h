@@ -96,3 +96,39 @@ INL void transpose4(v4 r[4]) {
     r[2] = SHUFFLE4(b, d, 0, 1, 4, 5);
     r[3] = SHUFFLE4(b, d, 2, 3, 6, 7);
 }
+
+/* Rows of a VL x VL block become columns: first within 16 bytes, four rows together, then 16 bytes at a time. */
+#if VB == 64
+#define PAIRS(half, a, b) (vf) _mm512_unpack##half##_ps((__m512)(a), (__m512)(b))
+#define QUADS(half, a, b) (vf) _mm512_castpd_ps(_mm512_unpack##half##_pd((__m512d)(a), (__m512d)(b)))
+#define QUARTERS(a, b, which) (vf) _mm512_shuffle_f32x4((__m512)(a), (__m512)(b), which)
+#elif VB == 32
+#define PAIRS(half, a, b) (vf) _mm256_unpack##half##_ps((__m256)(a), (__m256)(b))
+#define QUADS(half, a, b) (vf) _mm256_castpd_ps(_mm256_unpack##half##_pd((__m256d)(a), (__m256d)(b)))
+#endif
+#if VL > 4
+INL void transpose(vf r[VL]) {
+    vf t[VL];
+#pragma GCC unroll 4
+    for (int i = 0; i < VL; i += 4) {
+        vf a = PAIRS(lo, r[i], r[i + 1]), b = PAIRS(hi, r[i], r[i + 1]);
+        vf c = PAIRS(lo, r[i + 2], r[i + 3]), d = PAIRS(hi, r[i + 2], r[i + 3]);
+        t[i] = QUADS(lo, a, c), t[i + 1] = QUADS(hi, a, c);
+        t[i + 2] = QUADS(lo, b, d), t[i + 3] = QUADS(hi, b, d);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+#if VB == 64
+        vf even = QUARTERS(t[j], t[j + 4], 0x88), odd = QUARTERS(t[j], t[j + 4], 0xdd);
+        vf even2 = QUARTERS(t[j + 8], t[j + 12], 0x88), odd2 = QUARTERS(t[j + 8], t[j + 12], 0xdd);
+        r[j] = QUARTERS(even, even2, 0x88), r[j + 4] = QUARTERS(odd, odd2, 0x88);
+        r[j + 8] = QUARTERS(even, even2, 0xdd), r[j + 12] = QUARTERS(odd, odd2, 0xdd);
+#else
+        r[j] = (vf)_mm256_permute2f128_ps((__m256)t[j], (__m256)t[j + 4], 0x20);
+        r[j + 4] = (vf)_mm256_permute2f128_ps((__m256)t[j], (__m256)t[j + 4], 0x31);
+#endif
+    }
+}
+#else
+INL void transpose(vf r[VL]) { transpose4((v4 *)r); }
+#endif

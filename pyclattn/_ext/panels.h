@@ -11,14 +11,32 @@
 #define LOG2E 1.44269504088896341f
 #include "dense.h"
 
+/* Whole blocks of VL coordinates of up to VL rows; what is left of either goes by blocks of four. */
 static void tile_load(const float *rows, i64 stride, const int64_t *index, i64 n, i64 depth, float factor,
                       float *panel) {
-    i64 used = (n + VL - 1) / VL * VL, quads = n / 4 * 4, fours = depth / 4 * 4;
-    for (i64 i = 0; i < quads; i += 4) {
+    i64 used = (n + VL - 1) / VL * VL, quads = n / 4 * 4, whole = depth / VL * VL, fours = depth / 4 * 4;
+    for (i64 i = 0; whole && i < n; i += VL) {
+        const float *row[VL];
+        i64 there = n - i < VL ? n - i : VL, ahead = n - i - there < VL ? n - i - there : VL;
+        for (i64 r = 0; r < there; r++) row[r] = rows + (index ? index[i + r] : i + r) * stride;
+        for (i64 d = 0; d < whole; d += VL) {
+            vf block[VL];
+            for (i64 r = d / VL; index && r < ahead; r += whole / VL)
+                tile_prefetch(rows + index[i + VL + r] * stride, depth);
+#pragma GCC unroll 16
+            for (int r = 0; r < VL; r++) {
+                block[r] = (vf){0};
+                if (r < there) block[r] = *(const loose_vf *)(row[r] + d) * factor;
+            }
+            transpose(block);
+#pragma GCC unroll 16
+            for (int r = 0; r < VL; r++) *(vf *)(panel + (d + r) * LANES + i) = block[r];
+        }
+    }
+    for (i64 i = 0; whole < depth && i < quads; i += 4) {
         const float *row[4];
         for (int r = 0; r < 4; r++) row[r] = rows + (index ? index[i + r] : i + r) * stride;
-        for (int r = 0; index && r < 4 && i + 8 + r < quads; r++) tile_prefetch(rows + index[i + 8 + r] * stride, depth);
-        for (i64 d = 0; d < fours; d += 4) {
+        for (i64 d = whole; d < fours; d += 4) {
             v4 block[4];
             for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(row[r] + d) * factor;
             transpose4(block);
@@ -27,9 +45,9 @@ static void tile_load(const float *rows, i64 stride, const int64_t *index, i64 n
         for (i64 d = fours; d < depth; d++)
             for (int r = 0; r < 4; r++) panel[d * LANES + i + r] = row[r][d] * factor;
     }
-    for (i64 i = quads; i < used; i++) {
+    for (i64 i = quads; whole < depth && i < used; i++) {
         const float *row = i < n ? rows + (index ? index[i] : i) * stride : 0;
-        for (i64 d = 0; d < depth; d++) panel[d * LANES + i] = row ? row[d] * factor : 0.f;
+        for (i64 d = whole; d < depth; d++) panel[d * LANES + i] = row ? row[d] * factor : 0.f;
     }
 #if BFLOAT16
     tile_pack_columns(panel, LANES, 0, depth, LANES, panel);
@@ -38,14 +56,31 @@ static void tile_load(const float *rows, i64 stride, const int64_t *index, i64 n
 
 static void tile_store(const float *o, const float *l, i64 n, i64 width, float weight, const float *base, float *out,
                        i64 stride, const int64_t *index) {
-    float share[LANES];
+    vf shares[NV] = {{0}};
+    float *share = (float *)shares;
     for (i64 i = 0; i < n; i++) share[i] = l[i] == 0.f ? 0.f : weight / l[i];
-    i64 quads = n / 4 * 4, fours = width / 4 * 4;
-    for (i64 i = 0; i < quads; i += 4) {
+    i64 quads = n / 4 * 4, whole = width / VL * VL, fours = width / 4 * 4;
+    for (i64 i = 0; whole && i < n; i += VL) {
+        float *row[VL];
+        i64 there = n - i < VL ? n - i : VL;
+        for (i64 r = 0; r < there; r++) row[r] = out + (index ? index[i + r] : i + r) * stride;
+        vf factor = shares[i / VL];
+        for (i64 e = 0; e < whole; e += VL) {
+            vf block[VL], added = {0};
+            if (base) added = *(const loose_vf *)(base + e);
+#pragma GCC unroll 16
+            for (int r = 0; r < VL; r++) block[r] = *(const vf *)(o + (e + r) * LANES + i) * factor;
+            transpose(block);
+#pragma GCC unroll 16
+            for (int r = 0; r < VL; r++)
+                if (r < there) *(loose_vf *)(row[r] + e) = block[r] + added;
+        }
+    }
+    for (i64 i = 0; whole < width && i < quads; i += 4) {
         float *row[4];
         for (int r = 0; r < 4; r++) row[r] = out + (index ? index[i + r] : i + r) * stride;
         v4 factor = *(const v4 *)(share + i);
-        for (i64 e = 0; e < fours; e += 4) {
+        for (i64 e = whole; e < fours; e += 4) {
             v4 block[4], added = {0};
             if (base) added = *(const v4 *)(base + e);
             for (int r = 0; r < 4; r++) block[r] = *(const v4 *)(o + (e + r) * LANES + i) * factor;
@@ -55,9 +90,9 @@ static void tile_store(const float *o, const float *l, i64 n, i64 width, float w
         for (i64 e = fours; e < width; e++)
             for (int r = 0; r < 4; r++) row[r][e] = o[e * LANES + i + r] * share[i + r] + (base ? base[e] : 0.f);
     }
-    for (i64 i = quads; i < n; i++) {
+    for (i64 i = quads; whole < width && i < n; i++) {
         float *row = out + (index ? index[i] : i) * stride;
-        for (i64 e = 0; e < width; e++) row[e] = o[e * LANES + i] * share[i] + (base ? base[e] : 0.f);
+        for (i64 e = whole; e < width; e++) row[e] = o[e * LANES + i] * share[i] + (base ? base[e] : 0.f);
     }
 }
 
