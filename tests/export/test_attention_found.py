@@ -7,6 +7,7 @@ from onnx_models import Builder, check, kinds, only
 
 from pyclattn.graph.passes import optimize
 from pyclattn.graph.program import Op, Program, Value
+from pyclattn.model import Model
 
 B, H, L, S, D = 2, 4, 7, 7, 8
 LOW = float(np.finfo(np.float32).min)
@@ -319,6 +320,29 @@ def test_padding(spelling):
     assert len(op.inputs) == 5
     assert op.inputs[3] == ""
     assert op.attributes["is_self"]
+
+
+@pytest.mark.parametrize("axes", [[], [S], [1, S], [1, 1, 1, S]], ids=str)
+@pytest.mark.parametrize("kind", ["input", "constant"])
+def test_padding_that_a_batch_shares(axes, kind):
+    """One mask for all entries, of however many axes: the same in clusters."""
+    g = Builder()
+    q, k, v = operands(g)
+    mask = np.ones(axes, bool)
+    if axes:
+        mask[..., 5:] = False
+    name = g.input("mask", axes, mask, "bool") if kind == "input" else g.const(mask)
+    model = finish(g, g("Where", name, scores_of(g, q, k), g.const(np.float32(LOW))), v)
+    if kind == "constant" and not axes:  # a condition that always holds
+        check(model, g.feeds)
+        return
+    _, found, program = found_one(g, model)
+    assert found.mask == "key padding"
+    clustered = {"method": "improved-clustered", "n_clusters": L, "topk": S}
+    outputs = [Model(program, attention=how)(**g.feeds) for how in ("exact", clustered)]
+    kept = 5 if axes else L  # padding is in no cluster
+    for exact, other in zip(*(found.values() for found in outputs)):
+        np.testing.assert_allclose(other[:, :kept], exact[:, :kept], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spelling", PADDINGS, ids=lambda f: f.__name__)

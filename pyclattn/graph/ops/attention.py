@@ -52,6 +52,11 @@ def _layout(node: Node, which: str) -> tuple[int, ...]:
     return _VIEWS[name]
 
 
+def _spreads(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of this shape can be broadcast to the target, axis by axis."""
+    return len(shape) == len(target) and all(n in (1, wanted) for n, wanted in zip(shape, target))
+
+
 @op("pyclattn:Attention")
 def _attention(node: Node) -> Kernel:
     orders = [_layout(node, which) for which in ("q", "k", "v")]
@@ -65,6 +70,8 @@ def _attention(node: Node) -> Kernel:
         if node.has(i):
             node.spec(i)
             masks[name] = i
+    if node.has(4) and not _spreads(node.shape(4), (b, keys)):
+        raise ShapeError(f"key_padding_mask must have shape {(b, keys)}, got {node.shape(4)}")
     causal, name = bool(node.attr("is_causal", False)), node.attr("name", node.op.name)
     parts = _parts(node, name, (h, heads, length, keys), "attn_mask" in masks, causal)
     options = {"scale": node.attr("scale", None), "n_threads": node.settings.n_threads}
@@ -84,8 +91,11 @@ def _attention(node: Node) -> Kernel:
     def bind(ins, outs, scratch):
         arrays = [a.transpose(order) for a, order in zip(ins, orders)]
         given = {name: ins[i] for name, i in masks.items()}
-        # padded tokens are in no cluster, so that what others get does not depend on them
-        padding = {"query_padding_mask": ins[4]} if is_self and "key_padding_mask" in masks else {}
+        padding = {}
+        if "key_padding_mask" in masks:
+            given["key_padding_mask"] = np.broadcast_to(ins[4], (b, keys))  # a batch may share one
+            # padded tokens are in no cluster, so that what others get does not depend on them
+            padding = {"query_padding_mask": given["key_padding_mask"]} if is_self else {}
         out = outs[0].transpose(out_order)  # either layout is its own inverse
         calls = []
         for part in parts:
