@@ -292,19 +292,56 @@ def test_values_of_every_size(room, size):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("which", ["query", "key", "value", "bias"])
+@pytest.mark.parametrize("which", ["query", "key", "value"])
 def test_rows_that_are_not_finite(room, which, bad):
     """They may spoil the clusters of their head and sequence, and through the threshold its other heads: no more."""
     tensors = [x.copy() for x in inputs.tensors(batch=2, heads=2, n=90, dim=8)]
-    bias = np.zeros((2, 90), np.float32)
-    clean = coclustered_attention(*tensors, n_exact=9, key_bias=bias)
-    if which == "bias":
-        bias[1, 17] = bad
-    else:
-        tensors[("query", "key", "value").index(which)][1, 0, 17, 3] = bad
+    clean = coclustered_attention(*tensors, n_exact=9)
+    tensors[("query", "key", "value").index(which)][1, 0, 17, 3] = bad
     with np.errstate(all="ignore"):
-        got = coclustered_attention(*tensors, n_exact=9, key_bias=bias)
+        got = coclustered_attention(*tensors, n_exact=9)
     compare.assert_same_bits(got[0], clean[0])
-    if which != "bias":
-        assert np.isfinite(got[1, 1]).all()
-        assert np.isfinite(bad) or not np.isfinite(got[1, 0]).all()  # nothing is hidden
+    assert np.isfinite(got[1, 1]).all()
+    assert np.isfinite(bad) or not np.isfinite(got[1, 0]).all()  # nothing is hidden
+
+
+@pytest.mark.parametrize("n_exact", [9, 90])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e300, -1e300])
+def test_bias_of_every_size(room, n_exact, bad):
+    """Answered as exact attention does: NaN reaches all, the largest has all, the lowest nothing. No other entry moves."""
+    tensors = inputs.tensors(batch=2, heads=2, n=90, dim=8)
+    bias = np.zeros((2, 90))
+    clean = coclustered_attention(*tensors, n_exact=n_exact, key_bias=bias)
+    bias[1, 17] = bad
+    got = coclustered_attention(*tensors, n_exact=n_exact, key_bias=bias)
+    compare.assert_same_bits(got[0], clean[0])
+    exact = scaled_dot_product_attention(*tensors, attn_mask=bias[:, None, None])
+    if bad < 0:
+        want = coclustered_attention(*tensors, n_exact=n_exact, key_padding_mask=bias < 0)
+        compare.assert_same_bits(got[1], want[1])
+        assert n_exact == 9 or np.allclose(got, exact, atol=1e-6)
+    else:
+        compare.assert_close(got[1], exact[1], 1e-6)
+        assert np.isnan(got[1]).all() == np.isnan(bad)
+
+
+@pytest.mark.parametrize("same", [1e-3, 5.0, 3e38, -3e38, -1e300, np.inf])
+def test_a_bias_that_all_keys_share(room, same):
+    """It changes no softmax, and no other entry's."""
+    tensors = inputs.tensors(batch=2, heads=2, n=90, dim=8)
+    bias = np.zeros((2, 90))
+    want = coclustered_attention(*tensors, n_exact=9, key_bias=bias)
+    bias[1] = same
+    got = coclustered_attention(*tensors, n_exact=9, key_bias=bias)
+    compare.assert_same_bits(got[0], want[0])
+    compare.assert_close(got[1], want[1], 1e-5)
+
+
+def test_padding_may_have_any_bias(room):
+    tensors = inputs.tensors(batch=2, heads=2, n=90, dim=8)
+    padding = inputs.padding(2, 90, holes=0.3)
+    want = coclustered_attention(*tensors, n_exact=9, key_padding_mask=padding)
+    for bad in (np.nan, np.inf, 3e38, -3e38):
+        bias = np.where(padding, bad, 0)
+        got = coclustered_attention(*tensors, n_exact=9, key_padding_mask=padding, key_bias=bias)
+        compare.assert_same_bits(got, want)

@@ -23,12 +23,27 @@ def floats(name: str, given: Given, rank: int) -> Float32:
     """``given`` as float32 of this rank, in any strides; copied only where its type or an odd address needs it."""
     array = array_of(f"{name} of rank {rank}", given)
     if array.dtype != np.float32:
-        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        if not is_float(array):
             raise DTypeError(f"{name} must be float32 (float16 and float64 are converted), got {array.dtype}")
         array = array.astype(np.float32)
     if array.ndim != rank:
         raise ShapeError(f"{name} must have rank {rank}, got shape {array.shape}")
     return array if is_readable(array) else np.ascontiguousarray(array)
+
+
+def is_float(array: np.ndarray) -> bool:
+    """Whether it holds floats, of whatever width."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def logits(array: np.ndarray) -> Float32:
+    """Floats that are added to logits, as float32: only -inf is -inf, not the lowest number of float64."""
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(np.float32)
+    np.copyto(found, np.finfo(np.float32).min, where=np.isneginf(found) & np.isfinite(array))
+    return found
 
 
 def is_readable(array: np.ndarray) -> bool:
@@ -117,23 +132,28 @@ def flag(name: str, given: Given) -> bool:
 
 def one_of(name: str, given: Given, choices: tuple[str, ...]) -> str:
     """``given`` as one of the choices."""
-    if given not in choices:
+    if not isinstance(given, str) or given not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {given!r}")
     return given
+
+
+def real(name: str, given: Given) -> float:
+    """``given`` as a float; infinite where that is too small for it."""
+    try:
+        if isinstance(given, (str, bytes, bool, np.bool_)):
+            raise TypeError
+        return float(given)
+    except OverflowError:
+        return math.inf if given > 0 else -math.inf
+    except (TypeError, ValueError):
+        raise DTypeError(f"{name} must be a number, got {given!r}") from None
 
 
 def factor(scale: Given, head_dim: int) -> float:
     """The logits' factor: ``scale``, by default 1/sqrt(head_dim)."""
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
-    try:
-        if isinstance(scale, (str, bytes, bool, np.bool_)):
-            raise TypeError
-        number = float(scale)
-    except OverflowError:
-        number = math.inf
-    except (TypeError, ValueError):
-        raise DTypeError(f"scale must be a number, got {scale!r}") from None
+    number = real("scale", scale)
     if not abs(number) <= 2.3e38:  # so too for NaN; times log2(e) it is still a float32
         raise ArgumentError(f"scale must be a number from -2.3e38 to 2.3e38, got {number}")
     return number

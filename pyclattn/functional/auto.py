@@ -7,7 +7,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn.arrays import Float32, Float64, Given
 from pyclattn.functional import _check, costs
-from pyclattn.functional.coclustered import SHORTEST, coclustered_attention
+from pyclattn.functional.coclustered import SHORTEST, bias_of, coclustered_attention
 from pyclattn.functional.exact import scaled_dot_product_attention
 
 # Arguments of the approximation that exact attention has no use for.
@@ -66,7 +66,7 @@ def exactly(query: Given, key: Given, value: Given, **options: Given) -> Float32
         return scaled_dot_product_attention(query, key, value)
     padding, bias = options.get("query_padding_mask"), options.pop("key_bias", None)
     if bias is not None:
-        options["attn_mask"] = np.asarray(bias, np.float32)[:, None, None]
+        options["attn_mask"] = bias_of(bias, np.shape(key), options.get("offsets") is not None)[:, None, None]
     out = scaled_dot_product_attention(query, key, value, **{n: v for n, v in options.items() if n not in APPROXIMATE})
     if padding is not None:
         out.swapaxes(1, 2)[_check.bool_mask("query_padding_mask", padding, (out.shape[0], out.shape[2]))] = 0

@@ -37,6 +37,8 @@ SAMPLED_KEYS = 512
 MANY, WITHIN = 256, np.float32(4)
 # Added to a threshold, in powers of two: else rounding decided about the very key it was found at.
 HAIR = np.float32(1e-4)
+# A key's own logit counts as at most this; sums of millions that are FAR from 0 are still finite.
+MOST, FAR = np.float32(1e38), np.float32(1e30)
 # The least variance that has a logarithm.
 TINY = np.finfo(np.float32).tiny
 # Bytes of sorted rows and their kin that are worked on at a time; a single head may need more.
@@ -168,19 +170,32 @@ def _count(name: str, given: Given) -> int | None:
     return None if given is None else _check.whole(name, given, 1)
 
 
-def _bias(given: Given, key_padding_mask: Given, k: Float32, is_packed: bool) -> tuple[Float32 | None, Given]:
-    """The keys' own logits, finite, and the padding that -inf among them means."""
-    if given is None:
-        return None, key_padding_mask
+def bias_of(given: Given, key_shape: tuple[int, ...], is_packed: bool) -> Float32:
+    """``key_bias`` as float32 (B, S)."""
     if is_packed:
         raise ShapeError("key_bias was given with offsets: packed sequences take none")
-    bias = _check.rows("key_bias", given, 2)
-    shape = (k.shape[0], k.shape[2])
-    if bias.shape != shape:
-        raise ShapeError(f"key_bias must have shape (B, S) = {shape}, got {bias.shape}")
+    bias = _check.array_of("key_bias", given)
+    bias = _check.rows("key_bias", _check.logits(bias) if _check.is_float(bias) else bias, 2)
+    if bias.shape != key_shape[::2]:
+        raise ShapeError(f"key_bias must have shape (B, S) = {key_shape[::2]}, got {bias.shape}")
+    return bias
+
+
+def _bias(given: Given, key_padding_mask: Given, k: Float32, is_packed: bool) -> tuple[Float32 | None, Given]:
+    """The keys' own logits, none far from 0 but NaN, and the padding that -inf among them means.
+
+    Where all are far from 0 the largest becomes 0, which changes no softmax. Keys far below it have no share in one.
+    """
+    if given is None:
+        return None, key_padding_mask
+    bias = bias_of(given, k.shape, is_packed)
     absent = np.isneginf(bias)
     if key_padding_mask is not None:
-        absent |= _check.bool_mask("key_padding_mask", key_padding_mask, shape)
+        absent |= _check.bool_mask("key_padding_mask", key_padding_mask, bias.shape)
+    bias = np.clip(bias, -MOST, MOST)
+    largest = bias.max(axis=1, keepdims=True, where=~absent, initial=-MOST)
+    bias = np.where(np.abs(largest) > FAR, bias - largest, bias)
+    absent |= bias < -FAR
     return np.where(absent, np.float32(0), bias), absent
 
 
@@ -192,6 +207,8 @@ def _attend(
     """Short sequences exactly, the others in rounds of sequences and heads."""
     lengths, key_lengths = queries.lengths, keys.lengths
     is_long = (np.minimum(lengths, key_lengths) >= SHORTEST) & (2 * n_exact < key_lengths)
+    if bias is not None:  # NaN hides among clusters; exactly, it reaches whoever attends to it
+        is_long &= ~np.isnan(bias).any(axis=1)
     short = np.flatnonzero(~is_long & (lengths > 0) & (key_lengths > 0))
     if len(short):
         exact.attend_some(short, q, queries, k, v, keys, bias, factor, out, n_threads, precision)

@@ -175,17 +175,12 @@ def _masks(
         raise ShapeError("attn_mask was given with offsets: packed sequences take is_causal or no mask")
     mask = _check.array_of("attn_mask", attn_mask)
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    if mask.dtype != np.bool_ and mask.dtype.kind != "f" and mask.dtype.name != "bfloat16":
+    if mask.dtype != np.bool_ and not _check.is_float(mask):
         raise DTypeError(f"attn_mask must be bool or float, got {mask.dtype}")
     if mask.ndim > 4 or any(have not in (1, want) for have, want in zip(mask.shape[::-1], shape[::-1])):
         raise ShapeError(f"attn_mask must be broadcastable to (B, H, L, S) = {shape}, got {mask.shape}")
     if mask.dtype != np.bool_:
-        if mask.dtype != np.float32:
-            given = mask
-            with np.errstate(over="ignore"):
-                mask = given.astype(np.float32)
-            # float64's lowest number is no -inf
-            np.copyto(mask, np.finfo(np.float32).min, where=np.isneginf(mask) & np.isfinite(given))
+        mask = _check.logits(mask)
         if not _check.is_readable(mask):
             mask = np.ascontiguousarray(mask)
         return None, np.broadcast_to(mask, shape), key_padding_mask

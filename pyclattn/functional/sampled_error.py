@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from pyclattn.arrays import Float32, Float64, Given, Int64
-from pyclattn.errors import AccuracyError, AccuracyWarning, ArgumentError, DTypeError
+from pyclattn.errors import AccuracyError, AccuracyWarning, ArgumentError
 from pyclattn.functional import _check, exact
 from pyclattn.functional._grouping import Grouping
 from pyclattn.functional._metric import each
@@ -103,12 +103,7 @@ class ErrorCheck:
 
 
 def _limit(given: Given) -> float:
-    try:
-        if isinstance(given, (str, bytes, bool, np.bool_)):
-            raise TypeError
-        number = float(given)
-    except (TypeError, ValueError):
-        raise DTypeError(f"max_error must be a number, got {given!r}") from None
+    number = _check.real("max_error", given)
     if not number >= 0:
         raise ArgumentError(f"max_error must be at least 0, got {number}")
     return number
