@@ -72,6 +72,32 @@ def test_padded_queries_are_written_as_zeros(attention):
     assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("which", ["query", "key", "value"])
+@pytest.mark.parametrize("layout", ["the same", "one row", "packed"])
+def test_inputs_are_not_overwritten(attention, which, layout):
+    """A result over what other threads still read would be wrong, so it is refused; inputs stay as they are."""
+    wide = [np.repeat(x, 2, axis=2) for x in _inputs()]
+    tensors, own = [x[:, :, :100] for x in wide], wide[["query", "key", "value"].index(which)]
+    out, options = own[:, :, 99:199] if layout == "one row" else own[:, :, :100], {}
+    if layout == "packed":
+        tensors, out, options = [x[0] for x in tensors], out[0], {"offsets": [0, 100]}
+    before = [x.copy() for x in tensors]
+    with pytest.raises(ArgumentError, match=f"out must not overlap {which}, got arrays that share memory"):
+        attention(*tensors, **options, out=out)
+    for x, y in zip(tensors, before):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_out_beside_the_inputs_in_one_array(attention):
+    """As a fused projection lays them out: between each other, without a number in common."""
+    fused = np.empty((2, 100, 4, 3, 16), np.float32)
+    views = [fused[:, :, i].swapaxes(1, 2) for i in range(4)]
+    for view, x in zip(views, _inputs()):
+        view[:] = x
+    want = attention(*_inputs())
+    np.testing.assert_array_equal(attention(*views[:3], out=views[3]), want)
+
+
 @pytest.mark.parametrize(
     ("out", "error", "says"),
     [
@@ -84,6 +110,11 @@ def test_padded_queries_are_written_as_zeros(attention):
         ([0.0], DTypeError, "out must be a float32 array, got list"),
         (np.empty((2, 3, 16, 100), np.float32).swapaxes(2, 3), ArgumentError, "out must have contiguous rows"),
         (np.broadcast_to(np.float32(0), (2, 3, 100, 16)), ArgumentError, "out must be writable"),
+        (
+            np.lib.stride_tricks.as_strided(np.empty((100, 16), np.float32), (2, 3, 100, 16), (0, 0, 64, 4)),
+            ArgumentError,
+            "out must have a place for each row",
+        ),
     ],
 )
 def test_refused(attention, out, error, says):

@@ -10,6 +10,9 @@ import numpy as np
 from pyclattn.arrays import Float32, Given, Int64
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 
+# Steps of the search for an element that two arrays share; ordinary strides take none.
+SEARCH = 10_000
+
 
 def rows(name: str, given: Given, rank: int = 4) -> Float32:
     """``given`` as float32 of this rank with a contiguous last axis; copied only where its type or strides need it."""
@@ -98,7 +101,20 @@ def writable(name: str, given: Given, shape: tuple[int, ...]) -> Float32:
     has_rows = is_readable(given) and (shape[-1] == 1 or given.strides[-1] == given.itemsize)
     if given.size and not has_rows:
         raise ArgumentError(f"{name} must have contiguous rows, got strides {given.strides}")
+    if given.size and any(n > 1 and step == 0 for n, step in zip(shape, given.strides)):
+        raise ArgumentError(f"{name} must have a place for each row, got shape {shape} with strides {given.strides}")
     return given
+
+
+def apart(name: str, out: Float32, **inputs: Float32) -> None:
+    """Raise if a result would be written over what is still read."""
+    for other, array in inputs.items():
+        try:
+            is_shared = np.shares_memory(out, array, max_work=SEARCH)
+        except RuntimeError:  # strides for which that is hard to tell
+            continue
+        if is_shared:
+            raise ArgumentError(f"{name} must not overlap {other}, got arrays that share memory")
 
 
 def whole(name: str, given: Given, least: int, most: int | None = None) -> int:

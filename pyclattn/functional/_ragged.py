@@ -94,15 +94,18 @@ def locate(
     return packed(own), packed(others)
 
 
-def output(query: Float32, width: int, given: Given, is_packed: bool, fill: bool) -> Float32:
-    """Where the result goes: ``given``, or a new array (batch, heads, length, width); zeros if ``fill``.
+def output(
+    query: Float32, key: Float32, value: Float32, given: Given, is_packed: bool, fill: bool
+) -> Float32:  # fmt: skip
+    """Where the result goes: ``given``, or a new array (batch, heads, length, width of value); zeros if ``fill``.
 
     A query that is a view of (batch, length, heads, head_dim), as a projection writes it, gets an output of the same
     kind, so that the heads can be joined again without a copy.
     """
-    batch, heads, length, _ = query.shape
+    (batch, heads, length, _), width = query.shape, value.shape[3]
     if given is not None:
         out = _check.writable("out", given, (batch, heads, length, width)[is_packed:])
+        _check.apart("out", out, query=query, key=key, value=value)
         if fill:
             out[...] = 0
         return out[None] if is_packed else out

@@ -139,7 +139,7 @@ def cast_attention(
     spans = _located(k, offsets, key_padding_mask, recipe)
     lengths = spans.lengths
     n_tokens = q.shape[0] * q.shape[2]
-    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=int(lengths.sum()) < n_tokens)
+    result = _ragged.output(q, k, v, out, offsets is not None, fill=int(lengths.sum()) < n_tokens)
     if result.size:
         threads = threads if n_tokens * recipe.surrogates.size > SMALL else 1
         gains = np.empty((2, *phi.shape), np.float32) if warm else None

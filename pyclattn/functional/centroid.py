@@ -140,7 +140,7 @@ def _gather(
 ) -> Float32:  # fmt: skip
     """Softmax over the centroids."""
     (n_batch, n_heads, n_centroids, depth), (n_inputs, width) = q.shape, v.shape[2:]
-    out = _ragged.output(q, width, None, False, fill=True)
+    out = _ragged.output(q, k, v, None, False, fill=True)
     centroids, inputs = _ragged.padded(n_batch, n_centroids, absent), _ragged.padded(n_batch, n_inputs, padding)
     lengths = np.where(centroids.lengths > 0, inputs.lengths, 0)
     chunk = max(CHUNK, n_centroids)
@@ -166,7 +166,7 @@ def _attend(
     q: Float32, k: Float32, v: Float32, padding: Bool | None, absent: Bool | None, factor: float, threads: int
 ) -> Float32:
     """Softmax over the inputs."""
-    out = _ragged.output(q, v.shape[3], None, False, fill=False)
+    out = _ragged.output(q, k, v, None, False, fill=False)
     if out.size:
         centroids = _ragged.padded(q.shape[0], q.shape[2], None)
         inputs = _ragged.padded(k.shape[0], k.shape[2], padding)
@@ -181,7 +181,7 @@ def _gather_pairs(
     factor: float, threads: int,
 ) -> Float32:  # fmt: skip
     """Softmax over pairs of a centroid and a neighbour."""
-    out = _ragged.output(q, v.shape[3], None, False, fill=False)
+    out = _ragged.output(q, k, v, None, False, fill=False)
     n_batch, n_heads, n_centroids, n_neighbors = *q.shape[:3], neighbors.shape[2]
     for is_left_out in _left_out(neighbors, padding, absent):
         neighbors = np.where(is_left_out, -1, neighbors)

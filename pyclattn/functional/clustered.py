@@ -219,7 +219,7 @@ def _attend(
     check = ErrorCheck.of(*checking, len(queries.spans), q.shape[1])
     if check is not None and is_causal:
         raise ArgumentError("is_causal was given with return_error or max_error: the causal form has no estimate")
-    out = _ragged.output(q, v.shape[3], given_out, offsets is not None, fill=True)
+    out = _ragged.output(q, k, v, given_out, offsets is not None, fill=True)
     own = out if offsets is None else out[0]
     if out.size == 0:
         return own if check is None else check.answer(own, checking[0])

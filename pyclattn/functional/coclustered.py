@@ -158,7 +158,7 @@ def coclustered_attention(
     queries, keys = _ragged.locate(q, k, offsets, key_offsets, query_padding_mask, key_padding_mask)
     check = ErrorCheck.of(return_error, max_error, on_error, len(queries.spans), q.shape[1])
     is_whole = int(queries.lengths.sum()) == q.shape[0] * q.shape[2] and keys.lengths.all()
-    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=not is_whole)
+    result = _ragged.output(q, k, v, out, offsets is not None, fill=not is_whole)
     if result.size:
         rank = min(rank, q.shape[3])
         _attend(q, queries, k, v, keys, bias, counts, n_exact, rank, factor, result, check, precision, threads)

@@ -101,7 +101,7 @@ def scaled_dot_product_attention(
     threads = _threads.resolve(n_threads)
     allowed, bias, key_padding_mask = _masks(attn_mask, key_padding_mask, q, k, offsets is not None)
     queries, keys = _ragged.locate(q, k, offsets, key_offsets, None, key_padding_mask)
-    result = _ragged.output(q, v.shape[3], out, offsets is not None, fill=False)
+    result = _ragged.output(q, k, v, out, offsets is not None, fill=False)
     if result.size == 0:
         return result if offsets is None else result[0]
 
