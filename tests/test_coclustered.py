@@ -308,7 +308,7 @@ def test_rows_that_are_not_finite(room, which, bad):
 @pytest.mark.parametrize("n_exact", [9, 90])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e300, -1e300])
 def test_bias_of_every_size(room, n_exact, bad):
-    """Answered as exact attention does: NaN reaches all, the largest has all, the lowest nothing. No other entry moves."""
+    """As exact attention: NaN reaches all, the largest has all, the lowest nothing. No other entry moves."""
     tensors = inputs.tensors(batch=2, heads=2, n=90, dim=8)
     bias = np.zeros((2, 90))
     clean = coclustered_attention(*tensors, n_exact=n_exact, key_bias=bias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -85,21 +86,30 @@ class ErrorCheck:
 
     def answer(self, out: Float32, return_error: bool) -> Float32 | tuple[Float32, Float64]:
         """What the call returns, after a warning or an error where those were asked for."""
-        self._judge()
+        judge(self.errors, self.max_error, self.on_error)
         return (out, self.errors) if return_error else out
 
-    def _judge(self) -> None:
-        if self.max_error is None or self.on_error == "exact":
-            return
-        above = np.argwhere(~(self.errors <= self.max_error)).tolist()
-        if not above:
-            return
-        listed = ", ".join(f"sequence {s} head {h}: {self.errors[s, h]:.2g}" for s, h in above[:LISTED])
-        more = f" and {len(above) - LISTED} more" if len(above) > LISTED else ""
-        message = f"estimated errors are above max_error = {self.max_error:g}: {listed}{more}"
-        if self.on_error == "raise":
-            raise AccuracyError(message)
-        warnings.warn(message, AccuracyWarning, stacklevel=5)
+
+def judge(
+    errors: Float64, max_error: float | None, on_error: str, heads: Sequence[int] | None = None, where: str = ""
+) -> None:
+    """Warn or raise, where that was asked for, if estimates (n_sequences, n_heads) are above the limit.
+
+    ``heads`` are their numbers, if not 0, 1, ...; ``where`` opens the message.
+    """
+    if max_error is None or on_error == "exact":
+        return
+    above = np.argwhere(~(errors <= max_error)).tolist()
+    if not above:
+        return
+    listed = ", ".join(
+        f"sequence {s} head {h if heads is None else heads[h]}: {errors[s, h]:.2g}" for s, h in above[:LISTED]
+    )
+    more = f" and {len(above) - LISTED} more" if len(above) > LISTED else ""
+    message = f"{where}estimated errors are above max_error = {max_error:g}: {listed}{more}"
+    if on_error == "raise":
+        raise AccuracyError(message)
+    warnings.warn(message, AccuracyWarning, stacklevel=5)
 
 
 def _limit(given: Given) -> float:

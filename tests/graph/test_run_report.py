@@ -1,6 +1,7 @@
 """model.run(..., report=True), limits in plans, and "auto"."""
 
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -70,12 +71,39 @@ def test_heads_above_a_limit_are_exact_and_said():
     np.testing.assert_array_equal(mixed, plain)
 
 
-def test_warn_and_raise_name_the_attention():
+@pytest.mark.parametrize("is_reported", [False, True])
+def test_warn_and_raise_name_the_attention(is_reported):
     x = tokens()
-    with pytest.warns(AccuracyWarning, match="max_error = 0"):
-        Model(program(), attention={**CO, "max_error": 0, "on_error": "warn"})(x=x)
-    with pytest.raises(AccuracyError, match=r"layer0|Attention"):
-        Model(program(), attention={**CO, "max_error": 0, "on_error": "raise"})(x=x)
+    with pytest.warns(AccuracyWarning) as warned:
+        Model(program(), attention={**CO, "max_error": 0, "on_error": "warn"}).run(None, {"x": x}, report=is_reported)
+    said = [str(warning.message) for warning in warned]
+    assert len(said) == 2
+    for i, message in enumerate(said):
+        assert message.startswith(f"attention 'layer{i}': estimated errors are above max_error = 0: sequence 0 head 0:")
+    with pytest.raises(AccuracyError, match="attention 'layer0': estimated errors are above max_error = 0: sequence 0"):
+        Model(program(), attention={**CO, "max_error": 0, "on_error": "raise"}).run(None, {"x": x}, report=is_reported)
+
+
+@pytest.mark.parametrize("action", ["warn", "raise"])
+def test_heads_are_named_by_their_numbers_in_the_model(action):
+    """Where a plan runs some heads so and others so."""
+    limited = {"n_exact": 32, "max_error": 0.0, "on_error": action}
+    choices = (Choice("exact", {}, (0, 2)), Choice("coclustered", limited, (1,)))
+    plan = Plan(calibrated={"layer0": Calibrated(H, (LengthClass(1, 5000, choices),))})
+    model = Model(program(), attention=plan)
+    names = r"attention 'layer0': estimated errors are above max_error = 0: sequence 0 head 1: [\d.e-]+$"
+    with pytest.warns(AccuracyWarning, match=names) if action == "warn" else pytest.raises(AccuracyError, match=names):
+        model(x=tokens())
+
+
+@pytest.mark.parametrize("method", ["coclustered", "auto", "improved-clustered"])
+def test_below_the_limit_nothing_is_said(method):
+    """And the output is that without a limit."""
+    x, asked = tokens(), {"method": method}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Model(program(), attention={**asked, "max_error": 1e9, "on_error": "warn"})(x=x)
+    np.testing.assert_array_equal(found["y"], Model(program(), attention=asked)(x=x)["y"])
 
 
 def test_the_table_lines_up():

@@ -134,20 +134,28 @@ class _Part:
 
     def attend(self, name: str, arrays: tuple, options: dict) -> np.ndarray:
         """The call; what it did is recorded where the caller of the run wants to know."""
-        found, function = records(), METHODS[self.method]
-        if found is None:
-            return function(*arrays, **options, **self.parameters)
+        found, function, parameters = records(), METHODS[self.method], self.parameters
+        limit, action = parameters.get("max_error"), parameters.get("on_error", "exact")
+        is_judged = limit is not None and action != "exact"  # here, where the attention has a name
+        if found is None and not is_judged:
+            return function(*arrays, **options, **parameters)
+        if is_judged:
+            parameters = {key: value for key, value in parameters.items() if key not in ("max_error", "on_error")}
         start, errors, method = perf_counter(), None, self.method
         if method == "auto":
-            method = auto.method_for(*arrays, **{**options, **self.parameters})
+            method = auto.method_for(*arrays, **{**options, **parameters})
         if method == "exact" or options.get("is_causal"):
-            out = function(*arrays, **options, **self.parameters)
+            out = function(*arrays, **options, **parameters)
             errors = np.zeros(out.shape[:2]) if method == "exact" else None
         else:
-            out, errors = function(*arrays, **options, **self.parameters, return_error=True)
-        parameters, heads = self.parameters if method != "exact" else {}, tuple(range(self.heads.stop)[self.heads])
-        fell_back = self._above(errors, out.shape[:2])
-        found.append(AttentionRun(name, method, parameters, heads, errors, fell_back, perf_counter() - start))
+            out, errors = function(*arrays, **options, **parameters, return_error=True)
+        heads = tuple(range(self.heads.stop)[self.heads])
+        if is_judged:
+            sampled_error.judge(errors, limit, action, heads, f"attention {name!r}: ")
+        if found is not None:
+            told = self.parameters if method != "exact" else {}
+            fell_back = self._above(errors, out.shape[:2])
+            found.append(AttentionRun(name, method, told, heads, errors, fell_back, perf_counter() - start))
         return out
 
     def _above(self, errors: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
