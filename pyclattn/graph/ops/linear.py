@@ -22,9 +22,10 @@ SPLIT = 4_000_000
 # BLAS packs the weights anew for each task, which at this height costs 2 or 3 % of the product.
 ROWS = 512
 
-
 # Up to this many rows a product is cut by columns: fewer rows in each part would slow BLAS down.
 SHORT, LEAST_PIECE = 256, 2_000_000
+# Parts, or a multiple: 1, 2 and 4 threads share them evenly. One thread alone takes 1 to 5 % longer for four parts.
+PIECES = 4
 # Up to this many rows fetching the weights takes longer than the product, from a matrix of 256 kB on.
 FEW_ROWS, FETCHED = 64, 1 << 16
 # Activations without temporaries.
@@ -48,17 +49,16 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_threads: int, after
     """
     (m, k), n = a.shape, b.shape[1]
     threads = n_threads if single.works and m * k * n >= SPLIT else 1
-    # A result must not depend on the number of threads, but BLAS may round differently in another cut. Cuts of rows
-    # follow from the lengths alone. Cuts of columns do not change the order of any sum, as long as no piece is so small
-    # that OpenBLAS takes another kernel for it (below 10^6 multiplications).
+    # A result must not depend on the number of threads, but BLAS rounds differently in another cut, of rows or of
+    # columns (OpenBLAS's kernels for AVX2). So cuts follow from the lengths alone.
     if m <= SHORT:
-        parts = max(1, min(threads, m * k * n // LEAST_PIECE))
+        parts = min(PIECES, m * k * n // LEAST_PIECE) if single.works and m * k * n >= SPLIT else 1
         step = max(1, -(-n // parts))
         step += -step % 64
         places = [(slice(None), slice(i, i + step)) for i in range(0, n, step)]
     else:
         n_tasks = -(-m // ROWS)
-        n_tasks += -n_tasks % 4  # 1, 2 and 4 threads share them evenly
+        n_tasks += -n_tasks % PIECES
         step = -(-m // n_tasks)
         places = [(slice(i, i + step), slice(None)) for i in range(0, m, step)]
     calls = [
