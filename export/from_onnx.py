@@ -335,6 +335,7 @@ def _value(info: onnx.ValueInfoProto, where: str) -> Value:
 
 def _open_axes(program: Program, dynamic: Mapping[str, Iterable[int]]) -> None:
     inputs = {value.name: index for index, value in enumerate(program.inputs)}
+    opened: set[int | str] = set()
     for name, axes in dynamic.items():
         if name not in inputs:
             raise ArgumentError(f"dynamic names no input: {name!r}; the inputs are {', '.join(inputs)}")
@@ -344,9 +345,13 @@ def _open_axes(program: Program, dynamic: Mapping[str, Iterable[int]]) -> None:
             if not -len(shape) <= axis < len(shape):
                 raise ArgumentError(f"dynamic axis {axis} of {name!r} is out of range, its shape is {value.shape}")
             if not isinstance(shape[axis], str):
+                opened.add(shape[axis])
                 shape[axis] = f"{name}_{axis % len(shape)}"
         program.inputs[inputs[name]] = Value(name, value.dtype, tuple(shape))
     # Sizes of the outputs follow from those of the inputs now: what the file says of them is out of date.
     for index, value in enumerate(program.outputs):
-        shape = [f"{value.name}_{axis}" if isinstance(n, int) and n != 1 else n for axis, n in enumerate(value.shape)]
+        shape = [
+            f"{value.name}_{axis}" if isinstance(n, int) and (n != 1 or 1 in opened) else n
+            for axis, n in enumerate(value.shape)
+        ]
         program.outputs[index] = Value(value.name, value.dtype, tuple(shape))

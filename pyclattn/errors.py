@@ -39,3 +39,7 @@ class AccuracyError(PyclattnError, ArithmeticError):
 
 class AccuracyWarning(UserWarning):
     """The same where only a warning was asked for."""
+
+
+class ModelWarning(UserWarning):
+    """A model is not quite what its file says it is, and runs all the same."""

@@ -110,7 +110,7 @@ def apart(name: str, out: Float32, **inputs: Float32) -> None:
     """Raise if a result would be written over what is still read."""
     for other, array in inputs.items():
         try:
-            is_shared = np.shares_memory(out, array, max_work=SEARCH)
+            is_shared = np.shares_memory(out, array, max_work=SEARCH)  # type: ignore[arg-type]  # any number will do
         except RuntimeError:  # strides for which that is hard to tell
             continue
         if is_shared:

@@ -7,6 +7,7 @@ a list of calls without arguments. A frame serves one caller at a time; an idle 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from pyclattn._blas import single
-from pyclattn.errors import MemoryLimitError, ModelFormatError, PyclattnError, ShapeError, UnsupportedOpError
+from pyclattn.errors import (
+    MemoryLimitError,
+    ModelFormatError,
+    ModelWarning,
+    PyclattnError,
+    ShapeError,
+    UnsupportedOpError,
+)
 from pyclattn.graph.arena import Arena
 from pyclattn.graph.ops import TABLE
 from pyclattn.graph.passes.lower import lower
@@ -29,6 +37,7 @@ from pyclattn.graph.planner import (
     check_inputs,
     different_lengths,
     evaluate,
+    fits,
     located,
 )
 from pyclattn.graph.program import Program, describe, free_names, nested, walk
@@ -305,12 +314,28 @@ class Executor:
         """
         check_inputs(self.program.inputs, feeds)
         try:
-            return dict(zip(self.outputs, self.run(feeds, profile)))
+            results = self.run(feeds, profile)
         except ShapeError as error:
             hint = different_lengths(self.program.inputs, {n: a.shape for n, a in feeds.items()})
             if not hint:
                 raise
             raise ShapeError(f"{error}{hint}") from error
+        self._check_outputs(results)
+        return dict(zip(self.outputs, results))
+
+    def _check_outputs(self, results: list[np.ndarray]) -> None:
+        """Raise where an output is of another type than callers are told, warn where it is of another shape.
+
+        Many ONNX files are wrong about lengths; ONNX Runtime warns too.
+        """
+        for value, array in zip(self.program.outputs, results):
+            if value.dtype and array.dtype != value.dtype:  # of a type that only the run told
+                raise ModelFormatError(
+                    f"output {value.name!r} is {array.dtype}, the model declares it as {value.dtype}"
+                )
+            if not fits(value, array.shape):
+                message = f"output {value.name!r} has shape {array.shape}, the model declares it as {value.shape}"
+                warnings.warn(message, ModelWarning, stacklevel=5)
 
     def run(self, feeds: dict[str, np.ndarray], profile: list | None = None) -> list:
         """Run without checks, for programs within programs."""

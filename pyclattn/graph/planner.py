@@ -295,12 +295,16 @@ def check_inputs(values, feeds: dict[str, np.ndarray]) -> None:
         check_shape(value, array.shape)
 
 
+def fits(value, shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape is what ``value`` says."""
+    if "..." in value.shape:
+        return True
+    return len(shape) == len(value.shape) and all(isinstance(w, str) or w == n for w, n in zip(value.shape, shape))
+
+
 def check_shape(value, shape: tuple[int, ...]) -> None:
     """Raise unless an array of this shape can be the input ``value``."""
-    if "..." in value.shape:
-        return
-    fits = len(shape) == len(value.shape) and all(isinstance(w, str) or w == n for w, n in zip(value.shape, shape))
-    if not fits:
+    if not fits(value, shape):
         raise ShapeError(f"input {value.name!r} must have shape {tuple(value.shape)}, got {tuple(shape)}")
 
 

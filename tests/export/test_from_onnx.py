@@ -142,6 +142,12 @@ def test_dynamic_axes():
     assert run(program, feeds)[0].shape == (1, 6, 9)
 
 
+def test_a_batch_left_open_is_open_in_the_outputs():
+    """A length of 1 stays where no 1 was opened."""
+    assert from_onnx(fixed_model(), dynamic={"x": (1,)}).outputs[0].shape == (1, "v0_0_1", "v0_0_2")
+    assert from_onnx(fixed_model(), dynamic={"x": (0,)}).outputs[0].shape == ("v0_0_0", "v0_0_1", "v0_0_2")
+
+
 @pytest.mark.parametrize("dynamic", [{"y": (0,)}, {"x": (3,)}, {"x": (-4,)}])
 def test_dynamic_axes_that_do_not_exist(dynamic):
     with pytest.raises(ArgumentError, match="dynamic"):

@@ -2,13 +2,22 @@
 
 import json
 import pickle
+import re
+import warnings
 from copy import deepcopy
 
 import numpy as np
 import pytest
 
 import pyclattn
-from pyclattn.errors import ArgumentError, DTypeError, MemoryLimitError, ModelFormatError, UnsupportedOpError
+from pyclattn.errors import (
+    ArgumentError,
+    DTypeError,
+    MemoryLimitError,
+    ModelFormatError,
+    ModelWarning,
+    UnsupportedOpError,
+)
 from pyclattn.graph.program import Op, Program, Value
 from pyclattn.graph.serial import load_program, save_program
 from pyclattn.model import Model, load
@@ -29,6 +38,39 @@ def attention_model(n_heads=2, d=16):
     shape = ("batch", "length", n_heads * d)
     constants = {"heads": np.array([0, 0, n_heads, d]), "flat": np.array([0, 0, n_heads * d])}
     return Program([Value("x", "float32", shape)], [Value("y", "float32", shape)], ops, constants)
+
+
+@pytest.mark.parametrize("declared", [("batch", "length", 31), (1, "length", 32), ("batch", "length")])
+def test_an_output_of_another_shape_than_declared(declared):
+    """Said, and right all the same: many ONNX files are wrong about lengths."""
+    program, x = attention_model(), np.ones((2, 7, 32), np.float32)
+    want = Model(program)(x=x)["y"]
+    program.outputs[0] = Value("y", "float32", declared)
+    model = Model(program)
+    told = re.escape(f"output 'y' has shape (2, 7, 32), the model declares it as {declared}")
+    for call in (lambda: model(x=x)["y"], lambda: model.run(None, {"x": x})[0]):
+        with pytest.warns(ModelWarning, match=told) as warned:
+            np.testing.assert_array_equal(call(), want)
+        assert warned[0].filename == __file__
+    for fitting in (("batch", "length", 32), (2, 7, 32), ("...",)):
+        program.outputs[0] = Value("y", "float32", fitting)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Model(program)(x=x)
+
+
+def test_an_output_whose_type_only_the_run_tells():
+    """The branches of an If differ: the one that was taken must be what callers are told."""
+    x, flag = Value("x", "float32", ("n",)), Value("flag", "bool", ())
+    branches = {
+        name: Program([], [Value(name, "", ("...",))], [Op("Cast", ("x",), (name,), {"to": dtype})])
+        for name, dtype in (("then_branch", "float32"), ("else_branch", "int64"))
+    }
+    model = Model(Program([x, flag], [Value("y", "float32", ("n",))], [Op("If", ("flag",), ("y",), branches)]))
+    feeds = {"x": np.ones(3, np.float32), "flag": np.array(True)}
+    assert model(**feeds)["y"].dtype == np.float32
+    with pytest.raises(ModelFormatError, match="output 'y' is int64, the model declares it as float32"):
+        model(**{**feeds, "flag": np.array(False)})
 
 
 @pytest.mark.parametrize("read", [load, pyclattn.load_weights, Plan.load])

@@ -150,7 +150,7 @@ class _Part:
         else:
             out, errors = function(*arrays, **options, **parameters, return_error=True)
         heads = tuple(range(self.heads.stop)[self.heads])
-        if is_judged:
+        if is_judged and errors is not None:
             sampled_error.judge(errors, limit, action, heads, f"attention {name!r}: ")
         if found is not None:
             told = self.parameters if method != "exact" else {}
