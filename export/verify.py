@@ -13,10 +13,10 @@ import numpy.typing as npt
 from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.graph.ops.stored import DEQUANTIZE
+from pyclattn.graph.padding import masks, padded
 from pyclattn.graph.program import Program, walk
 from pyclattn.model import load
 from pyclattn.weights.targets import write_atomically
-from pyclattn_export.padding import masks, padded
 from pyclattn_export.tensors import parse
 
 # Of an output's range. Rounding to 8 bits turns a difference in the last digit into a whole step now and then.
@@ -236,10 +236,9 @@ def random_inputs(program: Program, source: str | os.PathLike, sizes: Mapping[st
                 was = dims[axis].dim_value if axis < len(dims) else 0
                 size = sizes.get(size) or was or (BATCH if axis == 0 else LENGTH)
             shape.append(size)
-        feeds[value.name] = _random(rng, value.name, value.dtype, tuple(shape), limits.get(value.name, 2))
+        feeds[value.name] = _random(rng, value.dtype, tuple(shape), limits.get(value.name, 2))
     for name, token in masks(program, feeds).items():
-        if name not in limits:  # numbers of tokens, one of which may be that of padding
-            feeds[name] = _mask(feeds[name].shape, feeds[name].dtype, token)
+        feeds[name] = _mask(feeds[name].shape, feeds[name].dtype, token)
     return feeds
 
 
@@ -250,9 +249,7 @@ def _mask(shape: tuple[int, ...], dtype: npt.DTypeLike, token: int) -> np.ndarra
     return mask
 
 
-def _random(rng: np.random.Generator, name: str, dtype: str, shape: tuple[int, ...], limit: int) -> np.ndarray:
-    if "mask" in name and len(shape) == 2:
-        return _mask(shape, dtype, 1)
+def _random(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], limit: int) -> np.ndarray:
     kind = np.dtype(dtype).kind
     if kind == "f":
         return rng.standard_normal(shape).astype(dtype)

@@ -17,6 +17,7 @@ import numpy as np
 
 from pyclattn.errors import PyclattnError
 from pyclattn.functional.coclustered import SHORTEST
+from pyclattn.graph.padding import masks
 from pyclattn.graph.program import Value, walk
 from pyclattn.model import Model
 
@@ -75,12 +76,15 @@ class Rule:
         The axis of the length in each; None where it has none.
     longest : int or None
         Padding up to this many tokens only.
+    masks : dict of str to int
+        The inputs that say what is padding, each with the number of a token, 1 or 0; the other one is padding.
     """
 
     kind: str = "alone"
     inputs: dict[str, int | None] = field(default_factory=dict)
     outputs: dict[str, int | None] = field(default_factory=dict)
     longest: int | None = None
+    masks: dict[str, int] = field(default_factory=dict)
 
     def key(self, feeds: Feeds) -> Hashable | None:
         """Requests with the same key may share a run; None: with nobody."""
@@ -122,7 +126,8 @@ class Rule:
         for name, array in feeds.items():
             axis = self.inputs[name]
             widths = [(0, more if i == axis else 0) for i in range(array.ndim)]
-            result[name] = np.pad(array, widths) if more and axis is not None else array
+            number = 1 - self.masks[name] if name in self.masks else 0
+            result[name] = np.pad(array, widths, constant_values=number) if more and axis is not None else array
         return result
 
     def split(self, results: Feeds, requests: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
@@ -175,7 +180,8 @@ def _padding_rule(model: Model) -> Rule | None:
     """For a model with a mask and one open length: padding, as far as its attentions leave padding out."""
     inputs, outputs = model.program.inputs, model.program.outputs
     lengths = {name for v in (*inputs, *outputs) for name in v.shape[1:] if isinstance(name, str)}
-    if len(lengths) != 1 or sum("mask" in v.name for v in inputs) != 1:
+    found = masks_of(model)
+    if len(lengths) != 1 or len(found) != 1:
         return None
     (length,) = lengths
     if any(v.shape.count(length) > 1 for v in (*inputs, *outputs)):
@@ -185,15 +191,25 @@ def _padding_rule(model: Model) -> Rule | None:
         return None
     longest = None if methods <= {"exact"} else SHORTEST - 1  # shorter ones are computed exactly
     axes = [{v.name: v.shape.index(length) if length in v.shape else None for v in vs} for vs in (inputs, outputs)]
-    return Rule("padded", axes[0], axes[1], longest)
+    return Rule("padded", axes[0], axes[1], longest, found)
+
+
+def masks_of(model: Model) -> dict[str, int]:
+    """The inputs that say what is padding, each with the number of a token; none where that cannot be tried."""
+    inputs = model.program.inputs
+    try:
+        return masks(model.program, example(inputs, EXAMPLE_SIZES[0], 1, np.random.default_rng(0), {}))
+    except (PyclattnError, ValueError, IndexError):
+        return {}
 
 
 def _holds(model: Model, rule: Rule) -> bool:
     """Whether two small requests run together give what each gives by itself."""
+    tokens = rule.masks or masks_of(model)
     for size in EXAMPLE_SIZES:
         rng = np.random.default_rng(0)
         sizes = (size - 3, size) if rule.kind == "padded" else (size, size)
-        requests = [example(model.program.inputs, n, batch + 1, rng) for batch, n in enumerate(sizes)]
+        requests = [example(model.program.inputs, n, batch + 1, rng, tokens) for batch, n in enumerate(sizes)]
         if max(array.size for feeds in requests for array in feeds.values()) > LARGEST_ROW:
             return False
         try:
@@ -205,13 +221,15 @@ def _holds(model: Model, rule: Rule) -> bool:
     return False
 
 
-def example(values: Sequence[Value], size: int, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random inputs that any vocabulary has; masks let everything through."""
+def example(
+    values: Sequence[Value], size: int, batch: int, rng: np.random.Generator, tokens: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Random inputs that any vocabulary has; masks, each with its number of a token in ``tokens``, hide nothing."""
     feeds = {}
     for value in values:
         shape = [batch] + [size if isinstance(n, str) else n for n in value.shape[1:]]
-        if "mask" in value.name:
-            feeds[value.name] = np.ones(shape, value.dtype or "float32")
+        if value.name in tokens:
+            feeds[value.name] = np.full(shape, tokens[value.name], value.dtype or "float32")
         elif np.dtype(value.dtype or "float32").kind == "f":
             feeds[value.name] = rng.standard_normal(shape).astype(value.dtype or "float32")
         else:

@@ -67,7 +67,7 @@ def documents(model: Model, rule: Rule, columns: Mapping[str, np.ndarray]) -> li
         If a column is missing, or a row does not fit; the message names it.
     """
     inputs = model.program.inputs
-    mask = next((v for v in inputs if rule.kind == "padded" and "mask" in v.name), None)
+    mask = next((v for v in inputs if v.name in rule.masks), None)
     given = [v for v in inputs if v.name in columns]
     if not given:
         raise ArgumentError(
@@ -110,15 +110,15 @@ def _cell(cell: object, value: Value) -> np.ndarray:
 def _all_text(feeds: Feeds, rule: Rule, mask: Value) -> Feeds:
     """A mask that leaves nothing out, as long as the other inputs."""
     lengths = [feeds[n].shape[axis] for n, axis in rule.inputs.items() if n in feeds and axis and feeds[n].ndim > axis]
-    return {mask.name: np.ones((1, lengths[0]), mask.dtype)} if lengths else {}
+    return {mask.name: np.full((1, lengths[0]), rule.masks[mask.name], mask.dtype)} if lengths else {}
 
 
 def _without_padding(feeds: Feeds, rule: Rule, mask: str) -> Document:
     """What the mask leaves out at the end is not computed; one token stays in any case."""
-    length, marks = rule.length(feeds), feeds[mask]
-    if length is None or marks.ndim != 2:
+    length, is_text = rule.length(feeds), (feeds[mask] != 0) == bool(rule.masks[mask])
+    if length is None or is_text.ndim != 2:
         return Document(feeds)
-    own = max(1, int(np.flatnonzero(marks[0])[-1]) + 1 if marks.any() else 1)
+    own = max(1, int(np.flatnonzero(is_text[0])[-1]) + 1 if is_text.any() else 1)
     if own >= length:
         return Document(feeds)
     kept = {}

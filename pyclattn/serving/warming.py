@@ -7,7 +7,7 @@ import numpy as np
 from pyclattn.errors import PyclattnError
 from pyclattn.functional.coclustered import SHORTEST
 from pyclattn.model import Model
-from pyclattn.serving.batching import LARGEST_ROW, example
+from pyclattn.serving.batching import LARGEST_ROW, example, masks_of
 
 # Long enough that no method falls back on exact attention.
 LENGTHS = (SHORTEST + 64, 64)
@@ -17,9 +17,9 @@ def warm(model: Model) -> None:
     """Run an example that goes the ways requests will go; a model that is exact throughout has nothing to compile."""
     if all(model.plan.methods(name) == ["exact"] for name in model.attentions):
         return
-    rng = np.random.default_rng(0)
+    rng, tokens = np.random.default_rng(0), masks_of(model)
     for length in LENGTHS:
-        feeds = example(model.program.inputs, length, 1, rng)
+        feeds = example(model.program.inputs, length, 1, rng, tokens)
         if max(array.size for array in feeds.values()) > LARGEST_ROW:
             continue
         try:

@@ -11,10 +11,10 @@ from onnx import helper
 from onnx_models import Builder, kinds
 
 from pyclattn.errors import ArgumentError, ModelFormatError, UnsupportedOpError
+from pyclattn.graph.padding import padded
 from pyclattn.graph.serial import load_program
 from pyclattn.model import load
 from pyclattn_export import cli, convert
-from pyclattn_export.padding import padded
 from pyclattn_export.verify import Difference, compare, difference
 
 D = 16

@@ -20,7 +20,7 @@ def whole(rng, shape, dtype):
 
 def run(op, feeds, constants, out_dtype, **settings):
     inputs = [Value(name, str(array.dtype), array.shape) for name, array in feeds.items()]
-    executor = Executor(Program(inputs, [Value("y", out_dtype, ())], [op], constants), Settings(**settings))
+    executor = Executor(Program(inputs, [Value("y", out_dtype, ("...",))], [op], constants), Settings(**settings))
     (result,) = executor(feeds).values()
     return result, executor.planner.constant_specs["w"].packed
 

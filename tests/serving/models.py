@@ -10,8 +10,10 @@ from pyclattn.layers import Encoder, EncoderLayer, FeedForward, LayerNorm, Linea
 WIDTH, HEADS, WORDS, POSITIONS = 16, 2, 50, 608
 
 
-def encoder(seed=0, width=WIDTH, n_layers=2, n_positions=POSITIONS, n_words=WORDS):
-    """input_ids and attention_mask to hidden states and the first token's."""
+def encoder(
+    seed=0, width=WIDTH, n_layers=2, n_positions=POSITIONS, n_words=WORDS, mask="attention_mask", token=1
+):  # fmt: skip
+    """input_ids and a mask, with ``token`` where there is one, to hidden states and the first token's."""
     rng = np.random.default_rng(seed)
 
     def random(*shape):
@@ -34,12 +36,12 @@ def encoder(seed=0, width=WIDTH, n_layers=2, n_positions=POSITIONS, n_words=WORD
     length = b.add("length", "Gather", b.add("shape", "Shape", "input_ids"), b.constant("one", np.int64(1)))
     places = b.add("places", "Range", b.constant("zero", np.int64(0)), length, "one")
     rows = b.add("places.rows", "Gather", b.constant("positions", random(n_positions, width)), places)
-    padding = b.add("padding", "Equal", "attention_mask", "zero")
+    padding = b.add("padding", "Equal", mask, "zero" if token else "one")
     hidden = b.add("hidden", "Identity", b.encoder(b.add("sum", "Add", words, rows), Encoder(tuple(layers)), padding))
     pooled = b.pooler(hidden, linear(width, width))
     axes = ("batch", "length")
     outputs = [Value(hidden, "float32", (*axes, width)), Value(pooled, "float32", ("batch", width))]
-    return b.program([Value(n, "int64", axes) for n in ("input_ids", "attention_mask")], outputs)
+    return b.program([Value(n, "int64", axes) for n in ("input_ids", mask)], outputs)
 
 
 def text(lengths, seed=0):

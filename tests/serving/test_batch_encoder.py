@@ -67,6 +67,15 @@ def cut(batch, n):
     return [{name: column[i : i + n] for name, column in batch.items()} for i in range(0, size, n)]
 
 
+def test_a_mask_where_one_is_padding(path, tmp_path):
+    """Whether it is left out or given, and cut off at the end of rows, as with one where one is a token."""
+    other = save(tmp_path / "other.safetensors", program(mask="is_pad", token=0))
+    same(BatchEncoder(other)(ragged()), BatchEncoder(path)(ragged()))
+    given = padded()
+    turned = {"doc": given["doc"], "input_ids": given["input_ids"], "is_pad": 1 - given["attention_mask"]}
+    same(BatchEncoder(other)(turned), BatchEncoder(path)(given))
+
+
 def test_rows_of_several_lengths(path, alone):
     found = BatchEncoder(path)(ragged())
     assert list(found) == ["doc", HIDDEN, POOLED]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pyclattn.graph.program import Op, Program, Value
 from pyclattn.model import Model
 from pyclattn.serving.batching import Rule, n_tokens, padded_length, rule_of
 from tests.serving.models import encoder, one_op, text
@@ -84,14 +85,44 @@ def test_models_whose_rows_depend_on_each_other_run_alone(name):
 
 def test_a_scale_of_the_whole_tensor_forbids_sharing():
     """Dynamic quantisation: the smallest and largest number of the batch set everyone's rounding."""
-    from pyclattn.graph.program import Op, Program, Value
-
     ops = [
         Op("DynamicQuantizeLinear", ("x",), ("q", "scale", "zero")),
         Op("DequantizeLinear", ("q", "scale", "zero"), ("y",)),
     ]
     x, y = (Value(n, "float32", ("batch", 4)) for n in "xy")
     assert rule_of(Model(Program([x], [y], ops))).kind == "alone"
+
+
+@pytest.mark.parametrize(("mask", "token"), [("attention_mask", 1), ("valid", 1), ("pad_mask", 0), ("is_pad", 0)])
+def test_a_mask_is_known_by_what_it_does(mask, token):
+    model = Model(encoder(mask=mask, token=token), n_threads=2)
+    rule, requests = rule_of(model), text([65, 66, 72])
+    assert (rule.kind, rule.masks) == ("padded", {mask: token})
+    for feeds in requests:
+        feeds[mask] = np.full_like(feeds.pop("attention_mask"), token)
+    requests[1][mask][0, 60:] = 1 - token
+    for found, feeds in zip(rule.split(model(**rule.merge(requests)), requests), requests):
+        same(found, model(**feeds))
+
+
+def test_padding_that_one_marks_is_filled_with_ones():
+    """Zeros would be tokens: beside values of zero, as without a bias, none of the examples' numbers would tell."""
+    axes = ("batch", "length")
+    ops = [
+        Op("Reshape", ("x", "heads"), ("q",)),
+        Op("pyclattn:Attention", (*"qqq", "", "mask"), ("a",), {"name": "layer", "layout": "blhd", "is_self": True}),
+        Op("Reshape", ("a", "flat"), ("y",)),
+    ]
+    values = Value("x", "float32", (*axes, 16)), Value("mask", "bool", axes), Value("y", "float32", (*axes, 16))
+    sizes = {"heads": np.array([0, 0, 2, 8]), "flat": np.array([0, 0, 16])}
+    model, rng = Model(Program([*values[:2]], [values[2]], ops, sizes)), np.random.default_rng(0)
+    rule = rule_of(model)
+    requests = [
+        {"x": rng.standard_normal((1, n, 16)).astype(np.float32), "mask": np.zeros((1, n), bool)} for n in (5, 7)
+    ]
+    assert (rule.kind, rule.masks) == ("padded", {"mask": 0})
+    for found, feeds in zip(rule.split(model(**rule.merge(requests)), requests), requests):
+        same(found, model(**feeds))
 
 
 def test_a_mask_that_is_not_kept_is_found_out():
