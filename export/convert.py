@@ -100,9 +100,9 @@ def convert(
     Plan.of(attention)
     _threads.resolve(n_threads)
     source = as_path("source", source)
-    target = check_target("target", target, ".safetensors", source=source)
+    target = check_target("target", target, ".safetensors", others=[source])
     if golden is not None:
-        check_target("golden", golden)
+        check_target("golden", golden, others=[source, target])
     verbs = ["load and map", "optimise", "validate", "save"] + (["verify"] if verify or golden else [])
     with tqdm(total=len(verbs), disable=None if progress is None else not progress, bar_format=BAR) as bar:
         done = _steps(bar, verbs)

@@ -85,7 +85,7 @@ def from_torch(
 
     path = check_target("path", path, ".safetensors")
     if golden is not None:
-        check_target("golden", golden)
+        check_target("golden", golden, others=[path])
     inputs = torch_modules.by_name(module, example_inputs)
     axes = torch_modules.open_axes(inputs, dynamic)
     with torch_modules.evaluating(module):

@@ -14,6 +14,7 @@ from pyclattn._tables import table
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.graph.ops.stored import DEQUANTIZE
 from pyclattn.graph.padding import masks, padded
+from pyclattn.graph.planner import check_inputs
 from pyclattn.graph.program import Program, walk
 from pyclattn.model import load
 from pyclattn.weights.targets import write_atomically
@@ -89,6 +90,7 @@ def compare(
     model = load(target, attention=attention, n_threads=n_threads)
     program = model.program
     feeds = dict(inputs) if inputs is not None else random_inputs(program, source, sizes or {})
+    check_inputs(program.inputs, {name: np.asarray(array) for name, array in feeds.items()})
     # as it is written: ONNX Runtime's optimisations round activations of 8 bits in other places
     wanted = run_onnxruntime(source, feeds, dynamic, n_threads, is_optimised=not is_quantised(program))
     found = model(**feeds)

@@ -121,9 +121,7 @@ def read_inputs(given: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
     """Arrays by input name from .npy and .npz files."""
     feeds: dict[str, np.ndarray] = {}
     for text in given:
-        name, _, path = text.rpartition("=")
-        if Path(text).exists():
-            name, path = "", text
+        name, path = _named(text)
         if not path:
             raise ArgumentError(f"an input is given as FILE or NAME=FILE, got {text!r}")
         found = read_arrays(path)
@@ -136,12 +134,19 @@ def read_inputs(given: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
     return feeds
 
 
+def _named(text: str) -> tuple[str, str]:
+    """Name and path of NAME=FILE, or "" and FILE."""
+    name, _, path = text.rpartition("=")
+    return ("", text) if Path(text).exists() else (name, path)
+
+
 def _run(arguments: argparse.Namespace) -> None:
     from pyclattn.model import load
 
-    out = check_target("--output", arguments.output, ".npz", ".npy")
+    read = [arguments.file, *(_named(text)[1] for text in arguments.input)]
+    out = check_target("--output", arguments.output, ".npz", ".npy", others=read)
     if arguments.profile:
-        check_target("--profile", arguments.profile)
+        check_target("--profile", arguments.profile, others=[*read, out])
     model = load(
         arguments.file,
         None if arguments.attention is None else parse_attention(arguments.attention),
@@ -242,7 +247,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     from pyclattn.calibration import quantize
     from pyclattn.model import load
 
-    check_target("--output", arguments.output, ".safetensors", source=arguments.file)
+    check_target("--output", arguments.output, ".safetensors", others=[arguments.file])
     model = load(arguments.file, n_threads=arguments.n_threads)
     samples = _samples(model, arguments.samples)
     found = quantize(model, arguments.weights, samples or None, keep_above=arguments.keep_above)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,15 +27,17 @@ def as_path(name: str, given: str | os.PathLike) -> Path:
 
 
 def check_target(
-    name: str, path: str | os.PathLike, *suffixes: str, source: str | os.PathLike | None = None
+    name: str, path: str | os.PathLike, *suffixes: str, others: Iterable[str | os.PathLike] = ()
 ) -> Path:  # fmt: skip
-    """The path, if a file can be written there: asked before long work, not after it. ``source`` is what is read.
+    """The path, if a file can be written there: asked before long work, not after it.
+
+    ``others`` are what else is read or written.
 
     Raises
     ------
     ArgumentError
         If it has none of the suffixes (where some are given), is a folder, lies in none that can be written to, or is
-        the source.
+        one of the others.
     """
     path = as_path(name, path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -45,9 +48,15 @@ def check_target(
         raise ArgumentError(f"{name} must lie in a folder that exists, got {str(path)!r}")
     if not os.access(path.parent, os.W_OK):
         raise ArgumentError(f"{name} must lie in a folder that can be written to, got {str(path)!r}")
-    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-        raise ArgumentError(f"source and target are the same file, {str(source)!r}")
+    if any(_is_same(path, Path(other)) for other in others):
+        raise ArgumentError(f"{name} must be a file of its own, got {str(path)!r}, which is read or written otherwise")
     return path
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:

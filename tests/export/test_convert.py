@@ -277,14 +277,20 @@ def test_command_line_names_a_missing_file(tmp_path, capsys):
         ({"attention": "nonsense"}, "nonsense", False),
         ({"n_threads": 0}, "n_threads", False),
         ({"golden": "none/g.npz"}, "golden must lie in a folder that exists", False),
+        ({"golden": "m.onnx"}, "golden must be a file of its own, got 'm.onnx'", False),
+        ({"golden": "m.safetensors"}, "golden must be a file of its own, got 'm.safetensors'", False),
+        ({"inputs": {"ids": np.ones((1, 3), np.int64)}}, "inputs: missing .*; unknown ids; the model takes", True),
         ({"sizes": {"token": 3}}, "size names no open axis: token; they are batch, sequence", True),
     ],
 )
-def test_what_verification_is_given_is_checked(tmp_path, given, words, is_written):
+def test_what_verification_is_given_is_checked(tmp_path, monkeypatch, given, words, is_written):
+    monkeypatch.chdir(tmp_path)
     encoder(tmp_path / "m.onnx")
+    before = (tmp_path / "m.onnx").read_bytes()
     with pytest.raises(ArgumentError, match=words):
         convert(tmp_path / "m.onnx", tmp_path / "m.safetensors", verify=True, **given)
     assert (tmp_path / "m.safetensors").exists() == is_written
+    assert (tmp_path / "m.onnx").read_bytes() == before
 
 
 def test_without_its_extra_the_command_says_what_to_install(tmp_path):

@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +149,26 @@ def test_where_to_write_is_asked_before_the_run(path, tmp_path, capsys, monkeypa
     places[option] = str(tmp_path / "none" / "o.npz")
     assert main(["run", path, "-i", "x.npy", *(text for pair in places.items() for text in pair)]) == 1
     assert f"{option} must lie in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "profile", "named"),
+    [
+        ("x.npz", None, "--output"), ("./x.npz", None, "--output"), ("link.npz", None, "--output"),
+        ("o.npz", "x.npz", "--profile"), ("o.npz", "model.safetensors", "--profile"), ("o.npz", "o.npz", "--profile"),
+    ],
+)  # fmt: skip
+def test_nothing_that_is_read_is_written_over(path, tmp_path, capsys, monkeypatch, output, profile, named):
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").write_bytes(Path(path).read_bytes())
+    np.savez("x.npz", x=np.ones((5, 8), np.float32))
+    Path("link.npz").hardlink_to("x.npz")
+    before = {p: p.read_bytes() for p in Path().iterdir()}
+    more = [] if profile is None else ["--profile", profile]
+    assert main(["run", "model.safetensors", "-i", "x.npz", "-o", output, *more]) == 1
+    wrong = profile or str(Path(output))
+    assert f"{named} must be a file of its own, got {wrong!r}, which is read or written" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in Path().iterdir()} == before
 
 
 def test_a_failed_write_names_the_file_that_was_asked_for(tmp_path):
