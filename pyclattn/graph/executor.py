@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 
@@ -208,7 +209,11 @@ class Executor:
         self._inner: dict[int, Executor] = {}
         settings = settings or Settings()
         prepares = settings.prepares and max_memory is None
-        self.settings = replace(settings, programs=self._executor, free_names=free_names, prepares=prepares)
+        # weakly: a model that is dropped is gone at once, without the collector of cycles
+        itself = proxy(self)
+        self.settings = replace(
+            settings, programs=lambda program: itself._executor(program), free_names=free_names, prepares=prepares
+        )
         self.ready = ready = lower(program) if prepares else program  # as it runs; plans have the shapes of its values
         extra = [tuple(n for p in nested(op) for n in free_names(p)) for op in ready.ops]
         self.outputs = [v.name for v in program.outputs]

@@ -1,6 +1,8 @@
 """Planner and executor: buffers, views, data-dependent shapes, threads, memory, nested programs."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -387,3 +389,16 @@ def test_validation_of_nested_programs():
         program([("If", ("c",), ("y",), {"then_branch": inner})], {"c": "bool", "x": "float32"}, ["y"]).validate()
     with pytest.raises(ModelFormatError, match="'x'"):
         program([("If", ("c",), ("y",), {"then_branch": branch("Neg")})], {"c": "bool"}, ["y"]).validate()
+
+
+def test_an_executor_that_is_dropped_is_gone_at_once():
+    """Weights do not wait for the collector of cycles."""
+    executor = Executor(chain())
+    executor({"v0": np.zeros(1000, np.float32)})
+    gone = weakref.ref(executor)
+    gc.disable()
+    try:
+        del executor
+        assert gone() is None
+    finally:
+        gc.enable()
