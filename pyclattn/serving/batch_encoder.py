@@ -190,10 +190,14 @@ def _run(model: Model, rule: Rule, group: Sequence[Document], rows: Sequence[int
         # also one alone is padded to the length it has in company: the same bits
         is_shared = rule.key(requests[0]) is not None
         results = model(**(rule.merge(requests) if is_shared else requests[0]))
-    except PyclattnError as error:
-        if len(group) == 1:
+    except PyclattnError:
+        if len(group) > 1:
+            return [_run(model, rule, [document], [row])[0] for document, row in zip(group, rows)]
+        is_shared = False
+        try:
+            results = model(**requests[0])  # a table of positions may end between the row's length and the padded one
+        except PyclattnError as error:
             raise located(error, f"row {rows[0]}") from error
-        return [_run(model, rule, [document], [row])[0] for document, row in zip(group, rows)]
     own = rule.split(results, requests) if is_shared else [results]
     return [with_padding(outputs, rule, document.n_padding) for outputs, document in zip(own, group)]
 

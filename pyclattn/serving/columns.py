@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,9 @@ def n_rows(columns: Mapping[str, np.ndarray]) -> int:
     >>> n_rows({"ids": np.zeros((3, 8)), "name": np.array(["a", "b", "c"])})
     3
     """
+    for name, column in columns.items():
+        if getattr(column, "ndim", 1) == 0 or not hasattr(column, "__len__") or isinstance(column, Mapping | Set):
+            raise DTypeError(f"column {name!r} must be an array or a list of rows, got {type(column).__name__}")
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         raise ShapeError(f"columns must have equally many rows, got {counts}")
@@ -75,9 +78,11 @@ def documents(model: Model, rule: Rule, columns: Mapping[str, np.ndarray]) -> li
             f"{', '.join(v.name for v in inputs)}"
         )
     found = []
-    for row in range(n_rows({v.name: columns[v.name] for v in given})):
+    n_rows({v.name: columns[v.name] for v in given})
+    # in their order: an index would be a label to a pandas column
+    for row, cells in enumerate(zip(*(columns[v.name] for v in given))):
         try:
-            feeds = model.filled({v.name: _cell(columns[v.name][row], v) for v in given})
+            feeds = model.filled({v.name: _cell(cell, v) for v, cell in zip(given, cells)})
             if mask is not None and mask.name not in feeds:
                 feeds.update(_all_text(feeds, rule, mask))
             check_inputs(inputs, feeds)
@@ -89,6 +94,9 @@ def documents(model: Model, rule: Rule, columns: Mapping[str, np.ndarray]) -> li
 
 def _cell(cell: object, value: Value) -> np.ndarray:
     """A row of a column with a batch of 1, in the type the model takes."""
+    if cell is None or (type(cell) is not np.ndarray and np.ma.is_masked(cell)):
+        what = "None" if cell is None else "a masked array"
+        raise DTypeError(f"column {value.name!r} must hold an array a row, got {what}")
     try:
         array = np.asarray(cell)
         if array.dtype == object:  # lists in lists, as Arrow gives them
@@ -96,6 +104,8 @@ def _cell(cell: object, value: Value) -> np.ndarray:
     except ValueError:
         raise ShapeError(f"column {value.name!r} must hold an array a row, got lists of several lengths") from None
     wanted = np.dtype(value.dtype or "float32")
+    if array.size == 0:  # of which nothing tells the type: numpy calls [] float64
+        array = array.astype(wanted)
     if array.dtype != wanted:
         if array.dtype == object or not np.can_cast(array.dtype, wanted, "same_kind"):
             raise DTypeError(f"column {value.name!r} must be {wanted}, got {array.dtype}")

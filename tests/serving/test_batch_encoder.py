@@ -304,3 +304,63 @@ def test_threads_are_what_the_engine_gave(path, monkeypatch, variables, n):
         monkeypatch.setenv(name, value)
     assert BatchEncoder(path)._loaded()[0].n_threads == n
     assert BatchEncoder(path, n_threads=5)._loaded()[0].n_threads == 5
+
+
+def test_a_row_whose_padding_would_pass_the_last_position_runs_without(tmp_path):
+    """A table of 20 positions has none for the 24 that 20 tokens are padded to."""
+    small = program(n_positions=20)
+    encoder = BatchEncoder(save(tmp_path / "text.safetensors", small), n_threads=1)
+    found = encoder(ragged([20, 3, 19]))
+    model = pyclattn.Model(small, n_threads=1)
+    for i, feeds in enumerate(text([20, 3, 19])):
+        wanted = model(**feeds)
+        np.testing.assert_allclose(found[POOLED][i], wanted[POOLED][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[HIDDEN][i], wanted[HIDDEN][0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ShapeError, match=r"row 1: .*index 20 is beyond a table of 20"):
+        encoder(ragged([5, 21]))
+
+
+class Labelled:
+    """A column of pandas: an index is a label, iteration gives rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __getitem__(self, label):
+        return self.rows[-1 - label]
+
+
+def test_rows_of_a_column_with_labels_keep_their_order(path):
+    batch = ragged()
+    found = BatchEncoder(path)({**batch, "input_ids": Labelled(list(batch["input_ids"]))})
+    same({name: found[name] for name in (HIDDEN, POOLED)}, {n: BatchEncoder(path)(batch)[n] for n in (HIDDEN, POOLED)})
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (None, "column 'input_ids' must be an array or a list of rows, got NoneType"),
+        (np.array(3), "column 'input_ids' must be an array or a list of rows, got ndarray"),
+        ({"a": [1]}, "column 'input_ids' must be an array or a list of rows, got dict"),
+        ({1}, "column 'input_ids' must be an array or a list of rows, got set"),
+        ((row for row in [[1]]), "column 'input_ids' must be an array or a list of rows, got generator"),
+        ([[1, 2], None], "row 1: column 'input_ids' must hold an array a row, got None"),
+        (np.ma.masked_array([[1, 2], [3, 4]], [[0, 0], [0, 1]]),
+         "row 1: column 'input_ids' must hold an array a row, got a masked array"),
+    ],
+)  # fmt: skip
+def test_what_is_no_column_is_refused_by_name(path, column, words):
+    with pytest.raises(DTypeError) as told:
+        BatchEncoder(path)({"input_ids": column})
+    assert words in str(told.value)
+
+
+def test_an_empty_list_is_an_empty_row_whatever_numpy_calls_its_type(path):
+    with pytest.raises(ShapeError, match=r"row 1: .*a table of 0 rows"):  # its first token is wanted
+        BatchEncoder(path)({"input_ids": [[1, 2], []]})
