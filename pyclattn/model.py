@@ -89,14 +89,8 @@ def load(
     """
     path = as_path("path", path)
     try:
-        program = _reader(path)(path)
-        # a converted model went through this before, and a folder is written with fused operators
-        if path.suffix.lower() != ".safetensors" and not path.is_dir():
-            from pyclattn.graph.passes import optimize  # here: a converted model, as services load it, needs none
-
-            program, _ = optimize(program)
         return Model(
-            program,
+            read_program(path),
             attention=attention,
             precision=precision,
             n_threads=n_threads,
@@ -107,6 +101,17 @@ def load(
         if str(path) in str(error) or isinstance(error, ArgumentError):
             raise
         raise located(error, str(path)) from error
+
+
+def read_program(path: Path) -> Program:
+    """What `load` makes a model of."""
+    program = _reader(path)(path)
+    # a converted model went through this before, and a folder is written with fused operators
+    if path.suffix.lower() != ".safetensors" and not path.is_dir():
+        from pyclattn.graph.passes import optimize  # here: a converted model, as services load it, needs none
+
+        program, _ = optimize(program)
+    return program
 
 
 def _reader(path: Path):

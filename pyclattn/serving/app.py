@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from pyclattn.serving import protocol
 from pyclattn.serving.body import read, whole_header
@@ -77,7 +79,7 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> Starlet
 async def _guarded(function: Endpoint, service: Service, hosts: frozenset[str] | None, request: Request) -> Response:
     """An endpoint's answer, or its error as the protocol tells errors."""
     try:
-        host = request.headers.get("host", "").rsplit(":", 1)[0] if "host" in request.headers else ""
+        host = re.sub(r":\d*$", "", request.headers.get("host", ""))
         if hosts is not None and host.lower() not in hosts:
             raise RequestError(421, f"this service is not known as {host[:80]!r}: see --allow-host")
         return await function(service, request)
@@ -92,7 +94,8 @@ async def _guarded(function: Endpoint, service: Service, hosts: frozenset[str] |
 
 def _error(error: RequestError) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse({"error": str(error)}, error.status, headers)
+    message = str(error).encode(errors="backslashreplace").decode()  # JSON may hold half a surrogate pair, UTF-8 not
+    return JSONResponse({"error": message}, error.status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -194,8 +197,19 @@ async def _answer(service: Service, request: Request, seen: dict[str, Any]) -> R
         )
         seen["bytes_out"] = len(content)
     if length is None:
-        return Response(content, media_type="application/json")
-    return Response(content, media_type="application/octet-stream", headers={JSON_LENGTH: str(length)})
+        return Answer(content, media_type="application/json")
+    return Answer(content, media_type="application/octet-stream", headers={JSON_LENGTH: str(length)})
+
+
+class Answer(Response):
+    """Sent in pieces, each when the client has taken the one before: only so is it seen that it takes them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        body = memoryview(self.body)
+        for start in range(0, len(body), SMALL):
+            await send({"type": "http.response.body", "body": bytes(body[start : start + SMALL]), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _beside(size: int, function: Callable, *arguments: Any) -> Any:

@@ -36,10 +36,12 @@ class Limits:
         Seconds from a request's arrival to its answer; then 504.
     body_timeout : float
         Seconds to send the body; then 408.
+    send_timeout : float
+        Seconds in which a client takes nothing of its answer; then its connection is cut.
     keep_alive : float
         Seconds an idle connection is kept.
     drain_timeout : float
-        Seconds that accepted requests have after SIGTERM.
+        Seconds that accepted requests have after SIGTERM; then 503.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class Limits:
     max_connections: int = 1024
     timeout: float = 60.0
     body_timeout: float = 30.0
+    send_timeout: float = 30.0
     keep_alive: float = 30.0
     drain_timeout: float = 60.0
 

@@ -1,8 +1,8 @@
 """Models by name: the stem of each file. A file that changes is loaded again while the old version goes on answering.
 
-A request is looked up in a dictionary and never becomes a path, so no name leads out of a folder. A safetensors file is
-copied to a private, unlinked file first: whoever overwrites the original in place cannot change what is being answered,
-or take the mapped pages away. (Windows keeps a mapped file's name: there the copy stays in the temporary folder.)
+A request is looked up in a dictionary and never becomes a path, so no name leads out of a folder. A model is copied to
+a private, unlinked file first: whoever overwrites the original in place cannot change what is being answered, or take
+the mapped pages away. (Windows keeps a mapped file's name: there the copy stays in the temporary folder.)
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from pyclattn.errors import ArgumentError, ModelFormatError, PyclattnError
-from pyclattn.model import Model, load
+from pyclattn.graph.serial import save_program
+from pyclattn.model import Model, load, read_program
 from pyclattn.serving.batching import Rule, rule_of
 from pyclattn.serving.errors import RequestError
 from pyclattn.serving.warming import warm
@@ -25,6 +27,8 @@ from pyclattn.serving.warming import warm
 # Seconds between looks at the files; a file is loaded once it looks the same twice.
 POLL = 1.0
 ATTEMPTS = 3
+# Seconds until a file is tried again whose loading failed for want of memory, of space or of a permission.
+RETRY = 30.0
 SUFFIXES = (".safetensors", ".onnx")
 
 Signature = tuple  # what tells that files are other ones: inode, size, time of change
@@ -69,7 +73,7 @@ class Repository:
         self._paths, self._loader, self._shares, self._copies, self._log = list(paths), loader, shares, copies, log
         self._versions: dict[str, Version] = {}
         self._seen: dict[str, Signature] = {}  # changed, but not known to be whole yet
-        self._failed: dict[str, Signature] = {}
+        self._failed: dict[str, tuple[Signature, float]] = {}  # what could not be loaded, and when to try it again
         self.n_failures = 0
 
     def open(self) -> None:
@@ -77,8 +81,8 @@ class Repository:
         found = self._files()
         if not found:
             raise ArgumentError(f"no model in {', '.join(map(str, self._paths)) or 'no path'}")
-        for name, path in found.items():
-            self._versions[name] = self._load(name, path)
+        for name, paths in found.items():
+            self._versions[name] = self._load(name, _only(name, paths))
             self._log("model loaded", **_described(self._versions[name]))
 
     def names(self) -> list[str]:
@@ -101,52 +105,59 @@ class Repository:
 
     async def watch(self, interval: float = POLL) -> None:
         """Look for changed and new files for ever."""
+        told = ""
         while True:
             await asyncio.sleep(interval)
             try:
                 await asyncio.to_thread(self.refresh)
-            except Exception as error:  # whatever happens to files, the models that are loaded stay
-                self._log("watch failed", error=str(error))
+                told = ""
+            except Exception as error:  # whatever happens to folders, the models that are loaded stay
+                if told != str(error):
+                    told = str(error)
+                    self._log("watch failed", level="error", error=told)
 
     def refresh(self) -> list[str]:
         """Load what has changed since the last look, and has not since the one before; returns the names."""
         loaded = []
-        for name, path in self._files().items():
-            known, now = self._versions.get(name), signature_of(path)
-            if now is None or (known is not None and known.signature == now) or self._failed.get(name) == now:
+        for name, paths in self._files().items():
+            known, now = self._versions.get(name), _signature(paths)
+            failed, until = self._failed.get(name, (None, 0.0))
+            is_known = known is not None and known.signature == now
+            if now is None or is_known or (failed == now and monotonic() < until):
                 self._seen.pop(name, None)
             elif self._seen.get(name) != now:
                 self._seen[name] = now
-            elif self._replace(name, path, now):
+            elif self._replace(name, paths, now):
                 loaded.append(name)
         return loaded
 
-    def _replace(self, name: str, path: Path, signature: Signature) -> bool:
+    def _replace(self, name: str, paths: Sequence[Path], signature: Signature) -> bool:
         del self._seen[name]
         try:
-            version = self._load(name, path)
-        except (PyclattnError, OSError, MemoryError) as error:
-            self._failed[name] = signature
+            version = self._load(name, _only(name, paths))
+        except Exception as error:  # whatever is wrong with this one, the others are looked at
+            self._failed[name] = signature, monotonic() + RETRY if _may_pass(error) else inf
             self.n_failures += 1
-            self._log("model not loaded", model=name, error=str(error), still_serving=name in self._versions)
+            told = str(error) or type(error).__name__
+            self._log("model not loaded", level="error", model=name, error=told, still_serving=name in self._versions)
             return False
         self._failed.pop(name, None)
         self._versions[name] = version
         self._log("model loaded", **_described(version))
         return True
 
-    def _files(self) -> dict[str, Path]:
-        """Model files by name, now."""
-        found: dict[str, Path] = {}
+    def _files(self) -> dict[str, list[Path]]:
+        """Model files by name, now; several where it cannot be told which is meant."""
+        found: dict[str, list[Path]] = {}
         for path in self._paths:
-            if path.is_dir() and not (path / "config.json").exists():
-                inner = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES or (p / "config.json").exists())
+            if path.is_dir() and not _is_model_folder(path):
+                inner = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES or _is_model_folder(p))
             else:
                 inner = [path]
             for file in inner:
-                name = file.resolve().name if file.is_dir() else file.stem
-                if found.setdefault(name, file) != file:
-                    raise ArgumentError(f"{found[name]} and {file} have the same name, {name!r}: rename one")
+                name = _shown(file.resolve().name if file.is_dir() else file.stem)
+                if file not in found.setdefault(name, []):
+                    found[name].append(file)
         return found
 
     def _load(self, name: str, path: Path) -> Version:
@@ -155,7 +166,7 @@ class Repository:
             signature = signature_of(path)
             if signature is None:
                 raise ModelFormatError(f"{path}: no such file")
-            model = self._copied(path) if self._copies and path.suffix == ".safetensors" else self._loader(path)
+            model = self._copied(path) if self._copies else self._loader(path)
             if signature_of(path) == signature:
                 break
         else:
@@ -167,15 +178,53 @@ class Repository:
 
     def _copied(self, path: Path) -> Model:
         """The model of a copy that nobody else can open: its name is gone once it is mapped."""
-        with tempfile.TemporaryDirectory(prefix="pyclattn-", ignore_cleanup_errors=True) as folder:
-            copy = Path(folder) / path.name
-            shutil.copyfile(path, copy)
+        with tempfile.TemporaryDirectory(prefix="pyclattn-", dir=_scratch(), ignore_cleanup_errors=True) as folder:
+            copy = Path(folder) / "model.safetensors"
+            if path.suffix.lower() == ".safetensors" and not path.is_dir():
+                shutil.copyfile(path, copy)
+            else:
+                save_program(copy, read_program(path))
             try:
                 model = self._loader(copy)
             except PyclattnError as error:
                 raise type(error)(str(error).replace(str(copy), str(path))) from error
         model.path = str(path)
         return model
+
+
+def _scratch() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise ArgumentError(f"{error.strerror}: models are copied there; set TMPDIR, or give --no-copy") from error
+
+
+def _only(name: str, paths: Sequence[Path]) -> Path:
+    if len(paths) > 1:
+        raise ArgumentError(f"{' and '.join(map(str, paths))} have the same name, {name!r}: rename one")
+    return paths[0]
+
+
+def _is_model_folder(path: Path) -> bool:
+    """Also False where it may not be looked into, as lost+found."""
+    return os.path.exists(path / "config.json")
+
+
+def _shown(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 could not be sent."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether loading failed for the machine's reasons, not the file's."""
+    while error is not None and not isinstance(error, (OSError, MemoryError)):
+        error = error.__cause__
+    return error is not None
+
+
+def _signature(paths: Sequence[Path]) -> Signature | None:
+    """Of one path as `signature_of`; of several which they are, since none of them can be meant."""
+    return signature_of(paths[0]) if len(paths) == 1 else tuple(map(str, paths))
 
 
 def signature_of(path: Path) -> Signature | None:

@@ -38,17 +38,17 @@ class Runner:
     def __init__(self, queue: Queue, metrics: Metrics, report_every: int = REPORT_EVERY):
         self._queue, self._metrics, self._report_every = queue, metrics, report_every
         self._runs: dict[str, int] = {}
+        self.jobs: list[Job] = []  # of the run that is under way
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def run(self) -> None:
         while True:
-            jobs = await self._queue.take()
+            self.jobs = await self._queue.take()
             self._idle.clear()
-            try:
-                await self._answer(jobs)
-            finally:
-                self._idle.set()
+            await self._answer(self.jobs)
+            self.jobs = []
+            self._idle.set()
 
     async def drained(self) -> None:
         """Return when nothing waits or runs."""

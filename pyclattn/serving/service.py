@@ -43,6 +43,7 @@ class Service:
         self.is_ready = False
         self._report_every, self._poll = report_every, poll
         self._tasks: list[asyncio.Task] = []
+        self._end: float | None = None  # when those who still wait are told so
 
     async def start(self) -> None:
         """Begin to take jobs, in the running event loop."""
@@ -55,13 +56,31 @@ class Service:
             self._tasks.append(asyncio.create_task(self.repository.watch(self._poll)))
         self.is_ready = True
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a run is under way; it cannot be cut short."""
+        return bool(self._runner.jobs)
+
+    def drain(self) -> None:
+        """Have what was accepted, and what is accepted yet, answered within ``drain_timeout`` from now."""
+        if self._end is None:
+            self._end = monotonic() + self.limits.drain_timeout
+            asyncio.get_running_loop().call_later(self.limits.drain_timeout, self._give_up)
+
+    def _give_up(self) -> None:
+        """Tell all who still wait that they wait in vain."""
+        waiting = [job for job in (*self.queue, *self._runner.jobs) if not job.answer.done()]
+        for job in waiting:
+            job.answer.set_exception(RequestError(503, "the service ends"))
+        if waiting:
+            log("not drained", "error", requests=len(waiting))
+
     async def stop(self) -> None:
         """Finish what was accepted, then end."""
         self.is_ready = False
+        self.drain()
         waiting = asyncio.ensure_future(self._runner.drained())
-        done, _ = await asyncio.wait([waiting], timeout=self.limits.drain_timeout)
-        if not done:
-            log("not drained", "error", requests=len(self.queue))
+        await asyncio.wait([waiting], timeout=max(0.0, (self._end or 0.0) - monotonic()))
         for task in (waiting, *self._tasks):
             task.cancel()
         await asyncio.gather(waiting, *self._tasks, return_exceptions=True)

@@ -8,6 +8,7 @@ import pytest
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.serving.errors import RequestError
 from pyclattn.serving.repository import Repository
+from tests.layers.test_folder import write
 from tests.serving.models import encoder, one_op, save, text
 
 
@@ -142,3 +143,118 @@ def test_a_clustered_model_is_warm_before_its_first_request(file):
     assert (1, 1088) in seen
     opened(file)
     assert len(seen) == 1
+
+
+def test_a_folder_overwritten_in_place_changes_no_answer(tmp_path):
+    """Its weights were mapped: other numbers were answered, and a cut file ended the process."""
+    folder = write(tmp_path / "bert", "bert")
+    feeds = {"input_ids": np.array([[3, 8, 5]]), "attention_mask": np.ones((1, 3), np.int64)}
+    repository = opened(folder)
+    wanted = repository.get("bert").model(**feeds)["last_hidden_state"]
+    weights = folder / "model.safetensors"
+    size = weights.stat().st_size
+    with weights.open("r+b") as stream:
+        stream.seek(-size // 2, os.SEEK_END)
+        stream.write(bytes(size // 2))
+    np.testing.assert_array_equal(repository.get("bert").model(**feeds)["last_hidden_state"], wanted)
+    os.truncate(weights, 8)
+    np.testing.assert_array_equal(repository.get("bert").model(**feeds)["last_hidden_state"], wanted)
+    assert repository.get("bert").model.path == str(folder)
+
+
+def test_a_file_without_utf8_in_its_name_is_served_under_one_that_can_be_sent(tmp_path):
+    save(tmp_path / "model.safetensors", one_op("Relu")).rename(tmp_path / os.fsdecode(b"bad\xff.safetensors"))
+    assert opened(tmp_path).names() == ["bad\ufffd"]
+
+
+def test_what_may_not_be_looked_into_is_no_model(tmp_path, file, monkeypatch):
+    """As lost+found at the root of a volume."""
+    (tmp_path / "lost+found").mkdir()
+    stat = os.stat
+
+    def refusing(path, *given, **more):
+        if "lost+found/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *given, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert opened(tmp_path).names() == ["model"]
+
+
+def test_an_ending_in_capitals(tmp_path):
+    path = save(tmp_path / "model.safetensors", encoder(0)).rename(tmp_path / "model.SAFETENSORS")
+    repository = opened(tmp_path)
+    before = pooled(repository)
+    os.truncate(path, 0)  # it was copied, too
+    np.testing.assert_array_equal(pooled(repository), before)
+
+
+def test_two_files_of_one_name_while_serving_stop_no_other(tmp_path, file):
+    said = []
+    repository = opened(tmp_path, log=lambda event, **fields: said.append((event, fields)))
+    save(tmp_path / "twice.safetensors", one_op("Relu"))
+    (tmp_path / "twice.onnx").write_bytes(b"")
+    save(file, encoder(1))
+    repository.refresh()
+    assert repository.refresh() == ["model"]
+    for _ in range(3):
+        assert repository.refresh() == []
+    (failure,) = [fields for event, fields in said if event == "model not loaded"]
+    assert "same name, 'twice'" in failure["error"]
+    (tmp_path / "twice.onnx").unlink()
+    repository.refresh()
+    assert repository.refresh() == ["twice"]
+
+
+def test_a_model_that_fails_in_a_way_nobody_thought_of_stops_no_other(tmp_path, file):
+    from pyclattn.model import load
+
+    def failing(path):
+        if path.stat().st_size == 3:
+            raise KeyError("what")
+        return load(path)
+
+    repository = opened(file, loader=failing, copies=False)
+    other = tmp_path / "z.safetensors"
+    repository._paths = [other, *repository._paths]
+    other.write_bytes(b"abc")
+    save(file, encoder(1))
+    repository.refresh()
+    assert repository.refresh() == ["model"]
+    assert repository.n_failures == 1
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path, file, monkeypatch):
+    """What failed for the machine's reasons is tried again, though the file is as it was."""
+    from pyclattn.serving import repository as module
+
+    now = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    repository = opened(file)
+    save(file, encoder(1))
+
+    def full(source, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "copyfile", full)
+        repository.refresh()
+        assert repository.refresh() == []
+        assert repository.refresh() == []
+        assert repository.n_failures == 1
+    assert repository.refresh() == repository.refresh() == []  # not at once
+    now[0] += module.RETRY
+    repository.refresh()
+    assert repository.refresh() == ["model"]
+
+
+def test_without_a_place_for_copies_the_way_out_is_told(file, monkeypatch):
+    import tempfile
+
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(ArgumentError, match=r"No usable temporary directory.*TMPDIR.*--no-copy"):
+        opened(file)
+    assert opened(file, copies=False).names() == ["model"]

@@ -3,10 +3,12 @@
 import asyncio
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -415,3 +417,80 @@ print(resident() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 32 << 20
+
+
+def test_sigterm_as_soon_as_the_service_listens(file):
+    """The signal is not lost between the log's line and the loop's start."""
+    with running(file) as service:
+        assert service.stop() == 0
+        assert service.lines[-1]["event"] == "stopped"
+
+
+@contextmanager
+def with_a_long_run(tmp_path, *options):
+    """A service, and the answers of three requests of some seconds each that it accepted."""
+    path = save(tmp_path / "model.safetensors", encoder(width=64, n_layers=4, n_positions=33_000))
+    asked, found = binary(text([32_000])[0]), []
+
+    def ask():
+        try:
+            found.append(service.ask("POST", INFER, *asked)[0])
+        except (OSError, http.client.HTTPException):
+            found.append(None)
+
+    with running(path, *options) as service:
+        clients = [threading.Thread(target=ask) for _ in range(3)]
+        for client in clients:
+            client.start()
+        while service.metric("pyclattn_queue_requests") < 2:
+            pass
+        yield service, found
+        for client in clients:
+            client.join()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_run(tmp_path, second):
+    with with_a_long_run(tmp_path) as (service, found):
+        service.process.send_signal(signal.SIGTERM)
+        with suppress(ConnectionError):  # until the first has been taken
+            while service.ask("GET", "/v2/health/live"):
+                pass
+        service.process.send_signal(second)
+        assert service.wait() == 128 + second
+    assert found == [None] * 3
+
+
+def test_the_time_to_drain_ends_a_run(tmp_path):
+    """Who still waits is told, and the process does not stay for a run that nobody waits for."""
+    with with_a_long_run(tmp_path, "--drain-timeout", "0.5") as (service, found):
+        assert service.stop() == 1
+        assert any(line["event"] == "not drained" and line["requests"] == 3 for line in service.lines)
+        assert service.lines[-1] | {"time": ""} == {"time": "", "level": "error", "event": "stopped", "drained": False}
+    assert found == [503] * 3
+
+
+def test_a_client_that_takes_no_answer_is_cut(tmp_path):
+    """Else its answer stayed in memory, and its connection counted, as long as it liked; who reads gets all."""
+    path = save(tmp_path / "model.safetensors", encoder(width=64))
+    rows = {name: np.repeat(array, 600, 0) for name, array in text([50])[0].items()}
+    body, headers = binary(rows)  # 7.7 MB come back, more than the system buffers
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n".encode()
+    head += b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items()) + b"\r\n"
+    with running(path, "--send-timeout", "1") as service, ExitStack() as stack:
+
+        def ask():
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            connection.connect(("127.0.0.1", service.port))
+            connection.sendall(head + body)
+            return connection
+
+        ask()
+        reader, n_read = ask(), 0
+        while n_read < 7_680_000:
+            piece = reader.recv(1 << 16)
+            assert piece
+            n_read += len(piece)
+        service.wait_for("client takes no answer")
+        assert service.stop() == 0

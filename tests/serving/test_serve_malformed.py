@@ -122,6 +122,8 @@ BODIES = {
     "a flag that is a number": (changed(parameters_={"binary_data_output": 1}), 400, "true or false"),
     "shared memory": (changed(parameters={"shared_memory_region": "x"}), 400, "not supported"),
     "an unknown output": (with_outputs({"name": "y"}), 400, "the model has hidden, pooler_output"),
+    "an output of half a surrogate pair": (with_outputs({"name": "\ud800"}), 400, "outputs \\ud800 do not exist"),
+    "an input of half a surrogate pair": (changed(name="\ud800"), 400, "unknown \\ud800"),
     "an output twice": (with_outputs({"name": "hidden"}, {"name": "hidden"}), 400, "given twice"),
     "outputs of text": (with_outputs("hidden"), 400, "outputs[0] must be an object"),
     "outputs an object": (changed(outputs_={"name": "hidden"}), 400, "outputs must be a list"),
@@ -188,6 +190,11 @@ def test_other_paths_and_methods(service, method, path, status):
     found, _, answer = service.ask(method, path, plain(GOOD) if method == "POST" else None)
     assert found == status
     assert "error" in json.loads(answer)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"])
+def test_names_of_this_machine(service, host):
+    assert service.ask("GET", "/v2/health/live", headers={"Host": host})[0] == 200
 
 
 RAW = {
