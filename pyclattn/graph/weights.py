@@ -72,8 +72,9 @@ def _packer(
     if spec.packed is not None or not spec.size:
         return None
     is_dense = op.kind in DENSE and i == 1 and spec.ndim == 2 and spec.dtype == np.float32
-    if is_dense and precision == "float32":  # of any size: no slower for one row, and what follows it is done with it
-        return PACK[precision]
+    if is_dense and (precision == "float32" or spec.size < LEAST_PACKED):
+        # of any size: no slower for one row, what follows is done with it, and a row has its bits in any company
+        return PACK["float32"] if is_fast() else None
     if spec.size < LEAST_PACKED:
         return None
     if op.kind in CONVOLUTIONS and i == 1:

@@ -93,8 +93,9 @@ def test_float32_weights_of_any_size_are_packed():
     for shape in ((8, 9), (1, 1), (40, 1)):
         weight = RNG.standard_normal(shape, dtype=np.float32)
         model = program([("MatMul", ("x", "w"), ("y",))], {"w": weight})
-        assert isinstance(Executor(model).planner.constant_specs["w"].packed, PackedWeight)
-        assert Executor(model, Settings(precision="bfloat16")).planner.constant_specs["w"].packed is None
+        for precision in ("float32", "bfloat16"):
+            packed = Executor(model, Settings(precision=precision)).planner.constant_specs["w"].packed
+            assert isinstance(packed, PackedWeight)
         x = X[..., : shape[0]]
         np.testing.assert_allclose(result(model, x), x @ weight, rtol=0, atol=1e-5)
 
