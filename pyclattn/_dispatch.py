@@ -7,7 +7,7 @@ PYCLATTN_BACKEND forces a room for every kernel it owns (the others stay with th
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -113,7 +113,7 @@ def launch_together(n_threads: int, *launches: tuple[Any, ...]) -> None:
     runs = []
     for kernel, *arguments in launches:
         function, is_threaded = _in_use(kernel)
-        runs.append(partial(function, *arguments, np.zeros(1, np.int64)))
+        runs.append(_run_of(function, arguments))
         n_threads = n_threads if is_threaded else 1
 
     def run() -> None:
@@ -131,6 +131,11 @@ def _in_use(kernel: str) -> tuple[Callable[..., None], bool]:
     return found
 
 
+def _run_of(function: Callable[..., None], arguments: Iterable[Any]) -> Callable[[], None]:
+    """One run of a kernel, for any number of threads to call: they draw its tasks from one counter."""
+    return partial(function, *arguments, np.zeros(1, np.int64))
+
+
 def bind(kernel: str, n_threads: int, *arguments: Any) -> Callable[[], None]:
     """A launch to be made later, perhaps often, from the room in use now."""
     function, is_threaded = _in_use(kernel)
@@ -138,7 +143,7 @@ def bind(kernel: str, n_threads: int, *arguments: Any) -> Callable[[], None]:
         n_threads = 1
 
     def run() -> None:
-        _threads.run(partial(function, *arguments, np.zeros(1, np.int64)), n_threads)
+        _threads.run(_run_of(function, arguments), n_threads)
 
     return run
 
