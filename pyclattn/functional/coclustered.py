@@ -265,23 +265,44 @@ def working_bytes(
 
     The rest is as of the function, a padded batch without padding.
     """
-    batch, length, depth = query[0], query[2], query[3]
-    n_kv_heads, n_keys, width = key[1], key[2], value[3]
-    if min(length, n_keys) < SHORTEST or 2 * n_exact >= n_keys:
+    (batch, n_heads, length, depth), (n_kv_heads, n_keys), width = query, key[1:3], value[3]
+    if 0 in (batch, n_kv_heads) or min(length, n_keys) < SHORTEST or 2 * n_exact >= n_keys:
         return 1 << 20
-    n_axes = min(rank, depth)
+    rank = min(rank, depth)
     lengths, key_lengths = np.full(batch, length), np.full(batch, n_keys)
     steps, rounds = _rounds(np.arange(batch), lengths, key_lengths, _row_bytes(depth, width), n_kv_heads)
-    n_heads, n_sequences = steps[0], max(map(len, rounds))
     own, others = (int(n[0]) for n in _numbers(lengths, key_lengths, (n_query_clusters, n_key_clusters)))
+    n_sequences = max(map(len, rounds))
+    rows, besides = _array_bytes(length, n_keys, depth, width, own, others, rank)
+    rows, besides = rows * steps[0] * n_sequences, besides * steps[0] * n_sequences
+    besides += 8 * n_sequences * (length + n_keys) + (1 << 15)  # tokens, and what is Python's
+    besides += n_threads * _thread_bytes(length, n_keys, depth, width, own, others, n_exact, rank)
+    # What one pass gives back does not always fit the next: grouped heads of 4 and 8 took up to as much again.
+    return rows + besides * (2 if n_threads and n_heads > n_kv_heads else 1)
+
+
+def _array_bytes(length: int, n_keys: int, depth: int, width: int, own: int, others: int, rank: int) -> tuple[int, int]:
+    """A head's sorted rows with their distances, and its other arrays while the limits are found."""
     row = depth + 1 + width
-    grouped = n_sequences * (8 * (length + n_keys) + n_heads * 12 * (length + n_keys))
-    sorted_rows = 4 * n_sequences * n_heads * (n_keys * (row + 5) + others * (row + n_axes * (width + 1)))
-    clusters = 4 * n_sequences * n_heads * own * (2 * depth + SAMPLED_KEYS + 6)
-    listed = min(n_keys, 4 * n_exact + 1024)  # of a lane's lists of keys, as far as a usual cluster's pages go
-    thread = 4 * PANEL * (others * (row + 3) + 4 * listed + 2 * n_axes * width + 6 * row + 400)
-    thread += 8 * (depth + PANEL) * (width + 128)
-    return grouped + sorted_rows + clusters + n_threads * thread
+    rows = 4 * n_keys * (row + 2)
+    grouped = 12 * (length + n_keys) + 8 * (own + others) + 4 * depth * (2 * CLUSTER_AXES + rank)
+    clusters = 4 * (others * rank * (width + 1) + own * (depth + 7))
+    passing = 4 * max(n_keys + SAMPLED_KEYS * own, others * row)  # scores and the sample, or before them the mean rows
+    roots = 8 * 10 * depth * depth  # of covariances, before there are rows
+    return rows, max(roots - rows, grouped + clusters + passing)
+
+
+def _thread_bytes(
+    length: int, n_keys: int, depth: int, width: int, own: int, others: int, n_exact: int, rank: int
+) -> int:
+    """The buffers of `tails.attend`, where products of bfloat16 take a little more, and the pages its lists touch."""
+    row = depth + 1 + width
+    of_lane = others * (row + 3) + rank * (width + 2) + 10 * row + 320
+    block = 128 * 2 * row + (depth + PANEL) * (width + 128) + depth * (width + 4)
+    # Few lanes take more than this, and no more than this share of the clusters can be so large that they list keys
+    # of the tail: of rows without structure nearly all.
+    listed = min(n_keys, 4 * n_exact + 1024) + int(n_keys * min(1, length / (MANY * own)))
+    return 4 * (PANEL * (of_lane + 2 * listed) + block)
 
 
 def _row_bytes(depth: int, width: int) -> int:
