@@ -1,4 +1,4 @@
-"""Array aliases and the one legend of letters.
+"""Array aliases, the one legend of letters, and the rows that go together.
 
 ==  ==========================================  ==  ==========================================
 B   batch                                       E   width of a value, per head
@@ -30,4 +30,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
+# Rows of a panel of the widest instruction set, whole panels of the others, which have 24, 12 and 8 lanes
+# (`_ext/tile.h`). A part of a panel costs as much as the whole.
+PANEL = 48
 Given = Any  # what a caller may hand in: anything numpy.asarray understands

@@ -29,7 +29,7 @@ BELOW = {
     "_ext": {"errors", "arrays", "_config"},
     "_dispatch": {"errors", "_config", "_threads", "reference", "kernels", "_ext"},
     "functional": {*GROUND, "_dispatch"},
-    "plan": {"errors", "weights", "_tables"},
+    "plan": {"errors", "arrays", "weights", "_tables"},
     "graph": {*GROUND, "functional"},
     "layers": {*GROUND, "functional", "graph", "plan"},
     "huggingface": {*GROUND, "functional", "graph", "plan", "layers"},

@@ -13,6 +13,7 @@ import pytest
 
 import pyclattn
 from pyclattn import _config, _dispatch
+from pyclattn.arrays import PANEL
 from pyclattn.errors import ArgumentError, BackendError
 from pyclattn.functional import coclustered
 
@@ -46,6 +47,10 @@ def test_instruction_sets_begin_with_the_baseline():
         assert levels[0] == "baseline"
         assert len(set(levels)) == len(levels)
     assert isa.selected() in isa.available()
+
+
+def test_work_is_cut_into_whole_panels_of_every_instruction_set(room):
+    assert PANEL % _dispatch.panel_lanes() == 0
 
 
 @pytest.mark.skipif(

@@ -7,12 +7,11 @@ are copied about as floats are.
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
+from pyclattn._ext.isa cimport TILE_PANEL, bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
 
 # Channels of one call of the tile: 32 x 48 sums are 6 kB, and stay in L1 until they are written out.
 cdef enum:
     BLOCK = 32
-    WIDEST = 48  # lanes of the widest panel
 
 
 cdef struct Image:
@@ -25,8 +24,8 @@ cdef void copy(const float *row, i64 step, i64 n, float *into) noexcept nogil:
     if step > 1:
         for i in range(n):
             into[i] = row[i * step]
-    elif n == WIDEST:
-        memcpy(into, row, WIDEST * sizeof(float))  # a size known here costs no call
+    elif n == TILE_PANEL:
+        memcpy(into, row, TILE_PANEL * sizeof(float))  # a size known here costs no call
     else:
         memcpy(into, row, n * sizeof(float))
 

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "tile.h" nogil:
     ctypedef int64_t i64
-    const i64 TILE_KEYS
+    const i64 TILE_KEYS, TILE_PANEL
     const float TILE_MASKED
     const int TILE_NO_ACTIVATION, TILE_ROUGH_GELU, TILE_FAR
 

@@ -321,6 +321,8 @@ static void tile_nearest(const float *s, i64 n, i64 vectors, const float *offset
 #include "sums.h"
 #include "eigen.h"
 
+_Static_assert(TILE_PANEL % LANES == 0, "work is cut into whole panels");
+
 #define TEXT(x) #x
 #define NAME(x) TEXT(x)
 #define JOIN(a, b) a##b

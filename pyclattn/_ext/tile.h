@@ -14,6 +14,7 @@ typedef int64_t i64;
 #include <string.h>
 
 #define TILE_KEYS 128 /* keys of a block: 128 x 64 floats = 32 kB each of keys and values; 2 % faster than 256 */
+#define TILE_PANEL 48 /* lanes of the widest panel, whole panels of every other: `pyclattn.arrays.PANEL` */
 #define TILE_MASKED -3.0e38f  /* a score that does not count; finite, so that no arithmetic meets an infinity */
 
 /* The activations of a dense layer, in the order of their names in dense.pyx. */

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from pyclattn._ext.isa cimport i64, tile_isa, tile_prefetch_far
+from pyclattn._ext.isa cimport TILE_PANEL, i64, tile_isa, tile_prefetch_far
 
 cdef enum:
     WANTED = 576  # rows remembered: query, key and value of 128 members, and what 192 of them will get
@@ -10,7 +10,6 @@ cdef enum:
     ASKED_IN_ORDER = 32  # of rows that mostly follow each other
     BLOCK = 32  # scores between two such times: whole groups of every instruction set
     PIECE = 8  # columns of a sum between two such times: one tile of every instruction set's
-    KEPT = 48  # tokens whose logits are kept side by side: whole panels of every instruction set
 
 
 # Rows at random places that come next: asked for, a few at a time, while the tile computes.
@@ -65,8 +64,8 @@ cdef struct Kept:
 
 
 cdef inline Kept kept_at(int64_t start, int64_t at, int64_t stop) noexcept nogil:
-    """Of the tokens from `start` on that are kept side by side, those around one."""
+    """Of the tokens from `start` on, kept side by side a panel at a time, those around one."""
     cdef Kept kept
-    kept.start = start + (at - start) // KEPT * KEPT
-    kept.width = min(KEPT, stop - kept.start)
+    kept.start = start + (at - start) // TILE_PANEL * TILE_PANEL
+    kept.width = min(TILE_PANEL, stop - kept.start)
     return kept

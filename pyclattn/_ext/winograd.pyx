@@ -7,7 +7,7 @@ differences are taken.
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from pyclattn._ext.isa cimport bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
+from pyclattn._ext.isa cimport TILE_PANEL, bfloat16, current, draw_task, free_floats, i64, new_floats, tile_isa
 
 cdef extern from *:
     """
@@ -31,7 +31,6 @@ cdef enum:
     TERMS = 9
     BLOCK = 8  # output channels at a time: their 2 x 9 sums of 48 lanes are 27 kB
     INPUTS = 16  # input channels of which words are made at a time: nine differences of each are 27 kB
-    WIDEST = 48  # lanes of the widest panel
 
 
 # Tiles side by side, in lanes from `lane` on.
@@ -43,7 +42,7 @@ cdef struct Place:
     const winograd_isa *transforms
     const tile_isa *tile
     i64 n_pieces
-    Piece pieces[WIDEST]
+    Piece pieces[TILE_PANEL]
     const float *image  # of one group's first channel
     i64 channel_stride, row_stride, height, width
     float *out
@@ -66,7 +65,7 @@ cdef void cut(Place *at, i64 position, i64 n, i64 columns) noexcept nogil:
 cdef void see(const Place *at, const float *channel, float *numbers) noexcept nogil:
     """The 3 x 3 numbers of a channel that each tile sees; zeros beyond the image."""
     cdef:
-        float border[2 * WIDEST + 1]
+        float border[2 * TILE_PANEL + 1]
         i64 i, r, y, x, n, first, last
         float *into
     for i in range(at.n_pieces):

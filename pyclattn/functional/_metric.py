@@ -16,7 +16,7 @@ import numpy as np
 from pyclattn import _threads
 from pyclattn._blas import single
 from pyclattn._dispatch import launch, launch_together
-from pyclattn.arrays import Float32, Float64, Int64
+from pyclattn.arrays import PANEL, Float32, Float64, Int64
 from pyclattn.functional._grouping import Grouping, sorting
 from pyclattn.functional._ragged import Tokens, per_chunk, per_head
 
@@ -24,8 +24,8 @@ from pyclattn.functional._ragged import Tokens, per_chunk, per_head
 COVARIANCE_ROWS = 1024
 # Rows of the k-means sample for each cluster, and its updates: half of either cost 7 % more error.
 ROWS_PER_CLUSTER, N_ITERATIONS = 16, 3
-# Rows of one task of the last assignment: whole panels of every instruction set.
-ASSIGNED = 1536
+# Rows of one task of the last assignment.
+ASSIGNED = 32 * PANEL
 
 
 def strided(tokens: Tokens, counts: Int64) -> Tokens:

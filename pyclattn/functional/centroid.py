@@ -9,7 +9,7 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Bool, Float32, Given, Int64
+from pyclattn.arrays import PANEL, Bool, Float32, Given, Int64
 from pyclattn.errors import ArgumentError, DTypeError, ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional.exact import SMALL
@@ -130,7 +130,7 @@ def working_bytes(
         return n_batch * n_centroids * n_neighbors * (4 * n_heads + 9) + n_threads * (12 * n_inputs + 8 * n_neighbors)
     parts = -(-n_inputs // max(CHUNK, n_centroids))
     rows = max(16, min(128, (1 << 17) // max(1, n_centroids)))
-    of_thread = 4 * (n_centroids + 48) * (depth + width + 1 + rows) + 4 * rows * (depth + width + 50)
+    of_thread = 4 * (n_centroids + PANEL) * (depth + width + 1 + rows) + 4 * rows * (depth + width + 50)
     return 4 * parts * n_batch * n_heads * n_centroids * (width + 1) + n_threads * of_thread
 
 

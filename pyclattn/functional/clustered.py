@@ -6,7 +6,7 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Float32, Float64, Given, Int64
+from pyclattn.arrays import PANEL, Float32, Float64, Given, Int64
 from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, Recipe, group, means
@@ -15,8 +15,8 @@ from pyclattn.functional._metric import axes_between, group_along
 from pyclattn.functional.clustering import BY_ROWS, recipe
 from pyclattn.functional.sampled_error import ErrorCheck
 
-# Clusters of one task: 192 is four 48-lane panels that share each block of keys.
-PANELS = 192
+# Clusters of one task: panels that share each block of keys.
+PANELS = 4 * PANEL
 # Parts a long key sequence is cut into: enough tasks for many threads, whatever their number (the same bits for any),
 # but never under 4096 keys, below which each part looks for its own top-k in vain.
 MOST_TASKS, LEAST_SPLIT = 24, 4096

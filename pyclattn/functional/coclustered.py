@@ -8,7 +8,7 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch, launch_together
-from pyclattn.arrays import Float32, Float64, Given, Int64
+from pyclattn.arrays import PANEL, Float32, Float64, Given, Int64
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check, _ragged, exact
 from pyclattn.functional._grouping import CLUSTER_CHUNK, Grouping, means
@@ -21,12 +21,10 @@ LOG2E = math.log2(math.e)
 KERNELS = {"float32": "tails.attend", "bfloat16": "tails.attend_bfloat16"}
 # Shorter sequences are as fast exactly.
 SHORTEST = 1024
-# Query clusters in a panel of the widest instruction set: a part of one costs as much as the whole.
-PANEL = 48
 # Query clusters of one task: a panel; fewer where a thread would have few tasks.
 CHUNKS, ENOUGH_TASKS = (PANEL, 32, 16), 2.5
 # Centroids of one task while a sample of keys is scored.
-PANELS = 192
+PANELS = 4 * PANEL
 # Axes that rows are clustered along: with 12 sharp attention errs 5 to 30 % more, with 24 images' 4 % less.
 CLUSTER_AXES = 16
 # Keys that the threshold is found from, with every query cluster: of 512 x 110 pairs one in 40 are found to 3 %.

@@ -13,13 +13,13 @@ from functools import lru_cache
 import numpy as np
 
 from pyclattn import _dispatch, _threads
-from pyclattn.arrays import Float32, Given, Int32, Int64
+from pyclattn.arrays import PANEL, Float32, Given, Int32, Int64
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.functional import _check
 from pyclattn.functional._product import SMALL
 
-# Positions of one task: ten panels of 48.
-POSITIONS = 480
+# Positions of one task.
+POSITIONS = 10 * PANEL
 # A panel of more terms would not stay in L2 (1 MB): 4,096 x 48 float32 are 0.8 MB.
 MOST_TERMS = 4096
 
@@ -31,7 +31,7 @@ def is_fast() -> bool:
 
 def panel_bytes(n_terms: int) -> int:
     """What a thread holds: a panel, and the sums of one call of the tile."""
-    return (n_terms + 64) * 48 * 4
+    return (n_terms + 64) * PANEL * 4
 
 
 def bound_convolution(
@@ -107,7 +107,7 @@ def _terms(name: str, given: Given, rank: int, is_paired: bool) -> Float32 | Int
 
 
 def _cut(n_images: int, n_groups: int, n_positions: int) -> Int64:
-    return cut(n_images, n_groups, n_positions, min(POSITIONS, max(48, n_positions // 8 // 48 * 48)))
+    return cut(n_images, n_groups, n_positions, min(POSITIONS, max(PANEL, n_positions // 8 // PANEL * PANEL)))
 
 
 @lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ import numpy as np
 from pyclattn import _config, _dispatch
 from pyclattn.arrays import Float64
 from pyclattn.errors import ArgumentError
+from pyclattn.functional._metric import N_ITERATIONS, ROWS_PER_CLUSTER
 from pyclattn.functional.clustered import improved_clustered_attention
 from pyclattn.functional.coclustered import CLUSTER_AXES, SAMPLED_KEYS, SHORTEST, coclustered_attention, query_clusters
 from pyclattn.functional.exact import SMALL, scaled_dot_product_attention
@@ -158,11 +159,12 @@ def _coclustered_counts(
     with the tail and what is exact."""
     own = min(n, n_query_clusters or query_clusters(n))
     others = min(m, n_key_clusters or max(16, round(0.75 * math.sqrt(m))))
+    sampled = N_ITERATIONS * ROWS_PER_CLUSTER * (own * own + others * others)
     turns = -(-n_heads // n_threads)  # heads one after another
     return (
         float(turns * depth**3), float(turns * (n + m)), float(n_heads * own * SAMPLED_KEYS),
         float(n_heads * (n + m) * (depth + width)),
-        float(n_heads * min(rank, depth, CLUSTER_AXES) * (n * own + m * others + 48 * (own * own + others * others))),
+        float(n_heads * min(rank, depth, CLUSTER_AXES) * (n * own + m * others + sampled)),
         float(n_heads * own * m * (2 * depth + width)), float(n_heads * n * (n_exact + others) * (depth + width)),
     )  # fmt: skip
 

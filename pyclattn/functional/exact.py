@@ -8,17 +8,16 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Bool, Float32, Given, Int64
+from pyclattn.arrays import PANEL, Bool, Float32, Given, Int64
 from pyclattn.errors import DTypeError, ShapeError
 from pyclattn.functional import _check, _ragged
 from pyclattn.functional.precision import require
 
-# Queries of one task: multiples of every tile's width (48, 24, 12 lanes). Keys and values whose rows do not lie side
-# by side are packed block by block, and those of a head that fill L2 come from L3: more queries must share a block then
-# (768: 10 % and 3 % faster than 192); else 192 are as fast as any. Fewer where there would not be tasks enough for the
-# threads to end together.
-CHUNKS = (768, 384, 192, 96, 48)
-LARGEST_CLOSE, TASKS_PER_THREAD = 192, 16
+# Queries of one task: whole panels. Keys and values whose rows do not lie side by side are packed block by block, and
+# those of a head that fill L2 come from L3: more queries must share a block then (16 panels: 10 % and 3 % faster than
+# 4); else 4 are as fast as any. Fewer where there would not be tasks enough for the threads to end together.
+CHUNKS = (16 * PANEL, 8 * PANEL, 4 * PANEL, 2 * PANEL, PANEL)
+LARGEST_CLOSE, TASKS_PER_THREAD = 4 * PANEL, 16
 FILLING = 1 << 20
 # Below this many multiply-adds (about 0.1 ms) handing work to another thread costs more than it saves.
 SMALL = 5_000_000

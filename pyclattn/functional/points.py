@@ -6,7 +6,7 @@ import numpy as np
 
 from pyclattn import _threads
 from pyclattn._dispatch import launch
-from pyclattn.arrays import Float32, Given, Int64
+from pyclattn.arrays import PANEL, Float32, Given, Int64
 from pyclattn.errors import ArgumentError, ShapeError
 from pyclattn.functional import _check, _ragged
 
@@ -139,7 +139,7 @@ def working_bytes(
     batch, n_points, depth = points
     checked = batch * (depth * max(n_points, n_queries) + 32 * n_points)  # what is finite; positions beside a mask
     if n_neighbors is None:
-        return checked + n_threads * 4 * (n_points + 48) * (depth + 1)
+        return checked + n_threads * 4 * (n_points + PANEL) * (depth + 1)
     lists = 3 * (CHUNK + 17) * (n_neighbors + max(n_neighbors, 32) + 16)  # a query's nearest and newcomers
     return checked + n_threads * 4 * ((min(BLOCK, n_points) + 64) * (depth + 2) + lists)
 

@@ -12,15 +12,13 @@ from collections.abc import Callable
 import numpy as np
 
 from pyclattn import _dispatch, _threads
-from pyclattn.arrays import Float32, Given, Int32
+from pyclattn.arrays import PANEL, Float32, Given, Int32
 from pyclattn.errors import ShapeError
 from pyclattn.functional import _check
 from pyclattn.functional._product import SMALL
 from pyclattn.functional.conv import channel_bias, cut
 from pyclattn.functional.conv_bfloat16 import paired_filters
 
-# Tiles of a task: one panel of the widest instruction set.
-TILES = 48
 # With fewer input or output channels the transforms cost more than the products they save.
 LEAST_DEPTH, LEAST_CHANNELS = 32, 16
 # Nine panels of more channels would not stay in L2 (1 MB): 512 x 9 x 48 float32 are 0.9 MB.
@@ -29,7 +27,7 @@ MOST_DEPTH = 512
 
 def panel_bytes(n_words: int) -> int:
     """What a thread holds: nine panels, and the numbers and sums of a few channels."""
-    return (9 * n_words + 320) * 48 * 4
+    return (9 * n_words + 320) * PANEL * 4
 
 
 def winograd_filters(kernel: Given, is_paired: bool = False) -> Float32 | Int32:
@@ -142,6 +140,6 @@ def bound_upsampling(
         is_relu,
         np.array(pads, np.int64),
         columns,
-        cut(len(x), groups, rows * columns, TILES),
+        cut(len(x), groups, rows * columns, PANEL),
         target,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pyclattn.arrays import PANEL
 from pyclattn.errors import ArgumentError
 
 METHODS = ("exact", "clustered", "improved-clustered", "coclustered", "auto")
@@ -55,8 +56,6 @@ _COUNTS: dict[str, tuple[int, float]] = {
     "n_iterations": (1, 10_000), "seed": (0, math.inf),
 }  # fmt: skip
 _OPTIONAL = ("n_query_clusters", "n_key_clusters")  # None: as many as the length asks for
-# Query clusters of co-clustered attention go in whole panels of its widest tile: a part costs as much.
-PANEL = 48
 # The numbers of clusters that factors on the root of the number of queries, and of keys, stand for.
 _FACTORS = {
     "cluster_factor": {

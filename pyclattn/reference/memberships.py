@@ -8,14 +8,14 @@ from math import erfc
 
 import numpy as np
 
-from pyclattn.arrays import Float32, Float64, Int32, Int64
+from pyclattn.arrays import PANEL, Float32, Float64, Int32, Int64
 from pyclattn.reference._tasks import drawn
 from pyclattn.reference.attention import LOG2E, _softmax
 
 # Below every affinity, which are sums of shares: the affinity of a token with a NaN.
 LEAST = -1.0
-# Tokens whose logits are kept side by side: whole panels of every instruction set.
-KEPT = 48
+# Tokens whose logits are kept side by side: a panel.
+KEPT = PANEL
 MEAN, DEVIATION = 0.5**0.5, (0.25 / np.pi) ** 0.5
 
 
