@@ -2,7 +2,8 @@
 
 load          load_weights: any file -> arrays;  read_checkpoint: all a PyTorch file holds
   kinds       what a file is, by its first bytes
-  pytorch     zip and legacy files -> a tree;  archive: members of a zip;  unpickler, allowed: objects of a pickle
+  pytorch     zip and legacy files -> a tree;  archive: members of a zip
+  unpickler   a pickle -> objects;  allowed: what it may name;  pickled: what other objects become
   checkpoint  which part of a tree holds the weights, and their names
   safetensors reader and writer;  strict_json: headers and indices
   targets     files that are written;  numpy_files: .npy and .npz, for command lines
@@ -10,7 +11,7 @@ load          load_weights: any file -> arrays;  read_checkpoint: all a PyTorch 
 """
 
 from pyclattn.weights.load import load_weights, read_checkpoint
+from pyclattn.weights.pickled import Placeholder
 from pyclattn.weights.safetensors import SafeTensors, write_safetensors
-from pyclattn.weights.unpickler import Placeholder
 
 __all__ = ["Placeholder", "SafeTensors", "load_weights", "read_checkpoint", "write_safetensors"]

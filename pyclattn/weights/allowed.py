@@ -14,18 +14,9 @@ import numpy as np
 
 from pyclattn.errors import ModelFormatError
 from pyclattn.weights import dtypes
+from pyclattn.weights.pickled import Builder, Placeholder, Stateful, Unknown, shown
 from pyclattn.weights.tensors import MAX_RANK, Refused, Storage, Tensor, are_counts
-from pyclattn.weights.unpickler import (
-    CONTAINER,
-    MAX_KEY_ITEMS,
-    SLOT,
-    Builder,
-    Machine,
-    Placeholder,
-    Stateful,
-    Unknown,
-    shown,
-)
+from pyclattn.weights.unpickler import CONTAINER, MAX_KEY_ITEMS, SLOT, Machine
 
 
 class ElementType:

@@ -10,9 +10,9 @@ import numpy as np
 from pyclattn.errors import ArgumentError, ModelFormatError
 from pyclattn.weights.allowed import ElementType, PickledArray
 from pyclattn.weights.dtypes import ITEMSIZE
+from pyclattn.weights.pickled import Builder, Placeholder, Unknown
 from pyclattn.weights.strict_json import short
 from pyclattn.weights.tensors import Leaf, Refused, Storage, Tensor
-from pyclattn.weights.unpickler import Builder, Placeholder, Unknown
 
 # Where training code keeps the weights, in this order: Lightning and most others; DeepSpeed; fairseq, YOLO, MAE.
 WEIGHTS = ("state_dict", "model_state_dict", "model_state", "module", "model", "net", "network", "weights", "params")

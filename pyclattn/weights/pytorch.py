@@ -15,9 +15,10 @@ from pyclattn.weights import dtypes
 from pyclattn.weights.allowed import ElementType, find
 from pyclattn.weights.archive import Member, members, stored
 from pyclattn.weights.kinds import LEGACY_MAGIC
+from pyclattn.weights.pickled import Builder, Unknown, shown
 from pyclattn.weights.source import Source
 from pyclattn.weights.tensors import Storage, is_count
-from pyclattn.weights.unpickler import MAX_NAME, ROOM, Builder, Machine, Unknown, shown
+from pyclattn.weights.unpickler import MAX_NAME, ROOM, Machine
 
 OBJECTS = ("refuse", "placeholder")
 LEGACY_VERSION = 1001

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from pyclattn.errors import ModelFormatError
-from pyclattn.weights.strict_json import short
+from pyclattn.weights.pickled import Builder, Placeholder, Stateful, Unknown, kind_of
 
 # What the objects of a pickle may cost in memory, besides the size of its file.
 ROOM = 40 << 20
@@ -35,65 +35,6 @@ MAX_NAME = 1024
 # Bytes an object costs, rounded up; an opcode that makes none still costs the time of a step.
 STEP, SMALL, CONTAINER, SET, CALL = 8, 32, 72, 224, 512
 SLOT, MEMO = 100, 100  # of an entry in a dict
-
-
-class Builder:
-    """An allowed global: ``function(machine, *args)`` makes what a call of it means."""
-
-    __slots__ = ("function", "name")
-
-    def __init__(self, name: str, function: Callable[..., Any]):
-        self.name, self.function = name, function
-
-    def __repr__(self) -> str:
-        return f"<{self.name}>"
-
-
-class Unknown:
-    """A class or function outside the allow-list: its name."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"<class {self.name}>"
-
-
-class Placeholder:
-    """An object of a class that is not built: what the file says of it, inert.
-
-    Attributes
-    ----------
-    name : str
-        Module and class.
-    args : tuple
-        What it was to be called with.
-    state : object
-        What was to be its ``__dict__``, or what its ``__setstate__`` was to be given; None where there is none.
-    items : list
-        What was to be appended, or pairs that were to be set.
-    """
-
-    __slots__ = ("args", "items", "name", "state")
-
-    def __init__(self, name: str, args: tuple = ()):
-        self.name, self.args, self.state = name, args, None
-        self.items: list = []
-
-    def __repr__(self) -> str:
-        return f"<placeholder of {self.name}>"
-
-
-class Stateful:
-    """An object of this package that takes the state a BUILD has for it."""
-
-    __slots__ = ()
-
-    def set_state(self, machine: Machine, state: Any) -> None:
-        """Take the state, or raise ValueError or TypeError."""
-        raise NotImplementedError
 
 
 class Machine:
@@ -256,7 +197,7 @@ class Machine:
         elif type(target) is Placeholder:
             target.items.extend(items)
         else:
-            raise self.error(f"appends to {_kind(target)}")
+            raise self.error(f"appends to {kind_of(target)}")
 
     def set_items(self, items: list) -> None:
         target = self.stack[-1]
@@ -269,14 +210,14 @@ class Machine:
         elif type(target) is Placeholder:
             target.items.extend(zip(items[::2], items[1::2]))
         else:
-            raise self.error(f"sets items of {_kind(target)}")
+            raise self.error(f"sets items of {kind_of(target)}")
 
     def add_items(self) -> None:
         items = self.marked()
         target = self.stack[-1]
         self.charge(SLOT * len(items))
         if type(target) is not set:
-            raise self.error(f"adds items to {_kind(target)}")
+            raise self.error(f"adds items to {kind_of(target)}")
         target.update([self.key(item) for item in items])
 
     def make_dict(self) -> None:
@@ -310,7 +251,7 @@ class Machine:
             return value
         if kind in (Unknown, Builder, Placeholder):  # by identity
             return value
-        raise self.error(f"has a key that is {_kind(value)}")
+        raise self.error(f"has a key that is {kind_of(value)}")
 
     # memo
 
@@ -336,7 +277,7 @@ class Machine:
 
     def call(self, callee: Any, args: Any, keywords: Any = None) -> None:
         if type(args) is not tuple or (keywords and type(keywords) is not dict):
-            raise self.error(f"calls {_kind(callee)} with {_kind(args)} for arguments")
+            raise self.error(f"calls {kind_of(callee)} with {kind_of(args)} for arguments")
         if type(callee) is Builder:
             if keywords or len(args) > MAX_ARGS:
                 raise self.error(f"calls {callee.name} with keywords or more than {MAX_ARGS} arguments")
@@ -346,7 +287,7 @@ class Machine:
                 self.charge(8 * len(args))
             self.stack.append(Placeholder(callee.name, (*args, keywords) if keywords else args))
         else:
-            raise self.error(f"calls {_kind(callee)}")
+            raise self.error(f"calls {kind_of(callee)}")
 
     def reduce(self) -> None:
         args = self.stack.pop()
@@ -373,7 +314,7 @@ class Machine:
         elif isinstance(target, Stateful):
             target.set_state(self, state)
         elif type(target) not in (dict, list, set):  # attributes of a container (_metadata of a state dict) are dropped
-            raise self.error(f"sets the state of {_kind(target)}")
+            raise self.error(f"sets the state of {kind_of(target)}")
 
     # protocol
 
@@ -395,19 +336,6 @@ def _may_be_in_key(value: Any) -> bool:
     if type(value) in (str, bytes):
         return len(value) <= MAX_NAME
     return type(value) in (int, bool, float, type(None))
-
-
-def shown(value: Any) -> str:
-    """A value for a message: the repr of a container could be longer than any memory."""
-    if type(value) is str:
-        return short(value)
-    return repr(value) if type(value) in (int, float, bool, type(None)) else _kind(value)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, (Builder, Unknown, Placeholder)):
-        return short(value.name)
-    return f"a {type(value).__name__}"
 
 
 def _push(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
