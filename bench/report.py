@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench.rows import Row, heading, number, tally
+from bench.rows import Row, heading, number, table, tally
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MEASURED = README.parent / "docs" / "measured.md"
@@ -62,16 +62,6 @@ def load(path: Path) -> tuple[list[Row], dict]:
     """Rows and machine of a result written by `as_json`."""
     content = json.loads(path.read_text())
     return [Row.from_dict(row) for row in content["rows"]], content["machine"]
-
-
-def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
-    """A Markdown table whose columns line up; words to the left, figures to the right."""
-    widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
-    sides = ["<" if name in ("what", "note", "") else ">" for name in header]
-    cells = [[f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths)] for line in (header, *body)]
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
-    rule = "|" + "|".join("-" * (w + 2) if s == "<" else "-" * (w + 1) + ":" for s, w in zip(sides, widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _seconds(detail: dict, name: str) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report_plots
-from bench.report import table
-from bench.rows import Row, tally
+from bench.rows import Row, table, tally
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, FOLDER = ROOT / "bench" / "results", ROOT / "docs" / "report.md", ROOT / "out" / "report"

@@ -1,4 +1,4 @@
-"""A row of a report: what was measured, where, its bar, and whether it holds."""
+"""A row of a report: what was measured, where, its bar, and whether it holds; and tables of text and Markdown."""
 
 from __future__ import annotations
 
@@ -84,6 +84,16 @@ def heading() -> str:
     sides = ("<", ">", ">", ">", "<")
     line = "  ".join(f"{name:{side}{width}}" for name, side, width in zip(names, sides, WIDTHS))
     return f"{line.rstrip()}\n{'-' * (sum(WIDTHS) + 2 * len(WIDTHS) - 2)}"
+
+
+def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+    """A Markdown table whose columns line up; words to the left, figures to the right."""
+    widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
+    sides = ["<" if name in ("what", "note", "") else ">" for name in header]
+    cells = [[f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths)] for line in (header, *body)]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (w + 2) if s == "<" else "-" * (w + 1) + ":" for s, w in zip(sides, widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def tally(rows: Iterable[Row]) -> str:
