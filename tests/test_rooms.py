@@ -139,6 +139,24 @@ def test_environment_chooses_the_instruction_set():
     assert "sse9" in ran.stderr
 
 
+def every_method(tensors):
+    """What each attention gives for query (2, 4, 70, 16), key and value (2, 2, 90, 16)."""
+    query, *others = tensors
+    neighbors = pyclattn.nearest_neighbors(query[:, 0], others[0][:, 0], 9)
+    own = [x[:, :, :70].repeat(2, axis=1) for x in others]
+    return [
+        pyclattn.scaled_dot_product_attention(*tensors),
+        pyclattn.clustered_attention(*tensors, n_clusters=7),
+        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
+        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
+        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
+        pyclattn.coclustered_attention(*tensors, n_exact=9),
+        pyclattn.centroid_attention(*tensors),
+        pyclattn.centroid_attention(*tensors, neighbors=neighbors),
+        pyclattn.cast_attention(query, *own, query[0, :, :7].swapaxes(0, 1), query[:, 0, :, 0], cluster_size=10),
+    ]
+
+
 MISSING = """
 import sys
 for name in {blocked!r}:
@@ -146,23 +164,13 @@ for name in {blocked!r}:
 import numpy as np
 sys.path.insert(0, {tests!r})
 import inputs
+import test_rooms
 import pyclattn
 from pyclattn import _dispatch
 from pyclattn.functional import coclustered
 coclustered.SHORTEST = 64
 tensors = inputs.tensors(batch=2, heads=4, kv_heads=2, n=70, n_keys=90, dim=16)
-found = [
-    pyclattn.scaled_dot_product_attention(*tensors),
-    pyclattn.clustered_attention(*tensors, n_clusters=7),
-    pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
-    pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
-    pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
-    pyclattn.coclustered_attention(*tensors, n_exact=9),
-    pyclattn.centroid_attention(*tensors),
-    pyclattn.centroid_attention(*tensors, neighbors=pyclattn.nearest_neighbors(*(x[:, 0] for x in tensors[:2]), 9)),
-    pyclattn.cast_attention(tensors[0], *[x[:, :, :70].repeat(2, axis=1) for x in tensors[1:]],
-                            tensors[0][0, :, :7].swapaxes(0, 1), tensors[0][:, 0, :, 0], cluster_size=10),
-]
+found = test_rooms.every_method(tensors)
 assert all(_dispatch.room_of(kernel) != {room!r} for kernel in _dispatch.OWNERS)
 try:
     with _dispatch.forced({room!r}):
@@ -194,20 +202,7 @@ def test_a_missing_room_costs_time_only(room, blocked, tmp_path, monkeypatch):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYCLATTN_")}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     tensors = inputs.tensors(batch=2, heads=4, kv_heads=2, n=70, n_keys=90, dim=16)
-    want = [
-        pyclattn.scaled_dot_product_attention(*tensors),
-        pyclattn.clustered_attention(*tensors, n_clusters=7),
-        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9),
-        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="kmeans"),
-        pyclattn.improved_clustered_attention(*tensors, n_clusters=7, topk=9, clustering="metric"),
-        pyclattn.coclustered_attention(*tensors, n_exact=9),
-        pyclattn.centroid_attention(*tensors),
-        pyclattn.centroid_attention(*tensors, neighbors=pyclattn.nearest_neighbors(*(x[:, 0] for x in tensors[:2]), 9)),
-        pyclattn.cast_attention(
-            tensors[0], *[x[:, :, :70].repeat(2, axis=1) for x in tensors[1:]], tensors[0][0, :, :7].swapaxes(0, 1),
-            tensors[0][:, 0, :, 0], cluster_size=10,
-        ),
-    ]  # fmt: skip
+    want = every_method(tensors)
     with np.load(out) as found:
         for number, expected in enumerate(want):
             compare.assert_close(found[f"arr_{number}"], expected, compare.CLUSTERED)

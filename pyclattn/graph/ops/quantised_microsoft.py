@@ -18,14 +18,16 @@ from pyclattn.graph.ops.registry import op
 from pyclattn.graph.spec import Kernel, Node, Spec, broadcast, simple
 
 
+def _product(node: Node) -> tuple[Spec, Spec, Spec, int]:
+    """Both matrices, their product in float32, and the threads; scales, zeros and bias are known then, too."""
+    a, b, *_ = [node.spec(i) for i in range(node.n_inputs) if i < 2 or node.has(i)]
+    return a, b, Spec(product_shape(a, b), np.float32), node.settings.n_threads
+
+
 @op("com.microsoft:MatMulIntegerToFloat")
 def _matmul_integer_to_float(node: Node) -> Kernel:
     """a, b, scale of a, scale of b, zero of a, zero of b, bias."""
-    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
-    out = Spec(product_shape(a, b), np.float32)
-    for i in range(2, node.n_inputs):
-        if node.has(i):
-            node.spec(i)
+    a, b, out, threads = _product(node)
 
     def run(*ins):
         x, y, scale_x, scale_y, zero_x, zero_y, bias = (*ins, None, None, None)[:7]
@@ -39,11 +41,7 @@ def _matmul_integer_to_float(node: Node) -> Kernel:
 @op("com.microsoft:DynamicQuantizeMatMul")
 def _dynamic_quantize_matmul(node: Node) -> Kernel:
     """a (float), b, scale of b, zero of b, bias."""
-    a, b, threads = node.spec(0), node.spec(1), node.settings.n_threads
-    out = Spec(product_shape(a, b), np.float32)
-    for i in range(2, node.n_inputs):
-        if node.has(i):
-            node.spec(i)
+    a, b, out, threads = _product(node)
 
     def run(*ins):
         x, y, scale_y, zero_y, bias = (*ins, None, None)[:5]

@@ -204,9 +204,6 @@ def larger(a, b, least: int = 0):
 
 
 def smaller(a, b, least: int = 0):
-    difference = a - b
-    if isinstance(difference, int):
-        return b if difference > 0 else a
-    if difference.not_negative(least):
-        return b
-    return a if (-difference).not_negative(least) else None
+    """The other one."""
+    found = larger(a, b, least)
+    return found if found is None else (b if found is a else a)
