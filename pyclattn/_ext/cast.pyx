@@ -94,7 +94,7 @@ cdef void summarise(Work *w, Panel p, const float *surrogate, float factor, cons
     """One block of members into a cluster's summary, p.o, in the first lane: one query fills no panel."""
     cdef i64 k, i
     cdef float x
-    cdef float logits[128]  # TILE_KEYS
+    cdef float logits[TILE_KEYS]
     w.isa.dots(w.keys, w.depth, n, w.depth, surrogate, logits)
     for k in range(n):
         x = factor * logits[k] * gains[k]
@@ -125,7 +125,7 @@ def attend_clusters(
         const float *keys
         const float *values
         float factor = <float> (scale if is_laplace else scale * LOG2E)
-        float own_gains[128]  # TILE_KEYS
+        float own_gains[TILE_KEYS]
 
     with nogil:
         n_panels = (chunk + current().lanes - 1) // current().lanes
