@@ -48,8 +48,9 @@ def check_target(
         raise ArgumentError(f"{name} must lie in a folder that exists, got {str(path)!r}")
     if not os.access(path.parent, os.W_OK):
         raise ArgumentError(f"{name} must lie in a folder that can be written to, got {str(path)!r}")
-    if any(_is_same(path, Path(other)) for other in others):
-        raise ArgumentError(f"{name} must be a file of its own, got {str(path)!r}, which is read or written otherwise")
+    for other in others:
+        if _is_same(path, Path(other)):
+            raise ArgumentError(f"{name} must be a file of its own, got {str(path)!r}, the same file as {str(other)!r}")
     return path
 
 

@@ -167,7 +167,7 @@ def test_nothing_that_is_read_is_written_over(path, tmp_path, capsys, monkeypatc
     more = [] if profile is None else ["--profile", profile]
     assert main(["run", "model.safetensors", "-i", "x.npz", "-o", output, *more]) == 1
     wrong = profile or str(Path(output))
-    assert f"{named} must be a file of its own, got {wrong!r}, which is read or written" in capsys.readouterr().err
+    assert f"{named} must be a file of its own, got {wrong!r}, the same file as " in capsys.readouterr().err
     assert {p: p.read_bytes() for p in Path().iterdir()} == before
 
 
