@@ -55,29 +55,20 @@ INL uint32_t above(vf a, vf b) {
 INL vi where_above(vf a, vf b, vi yes, vi no) { return (vi)blend(a > b, (vf)yes, (vf)no); }
 #endif
 
-/* 2^x for x <= 0; -infinity gives 0 or 2^-100, which is nothing beside the 1 that a maximum gives.
- * The polynomial is 2^f for |f| <= 1/2, to 1.4 ulp; its constant is exactly 1: else every block of keys would re-weigh
- * the earlier ones. AVX-512 rounds x to a whole number, and scales by it (0 where that is -infinity, even a NaN);
- * elsewhere x is clamped, and adding 1.5 x 2^23 rounds it in the low bits. */
+/* 2^x for x <= 0, clamped at -100 (2^-100 is nothing beside the 1 that a maximum gives).
+ * Adding 1.5 x 2^23 rounds x to a whole number in the low bits; the polynomial is 2^f for |f| <= 1/2, to 1.4 ulp. Its
+ * constant is exactly 1: else every block of keys would re-weigh the earlier ones. */
 INL vf exp2_neg(vf x) {
-#if VB == 64
-    vf t = (vf)_mm512_roundscale_ps((__m512)x, 0), f = x - t;
-#else
     x = larger(spread(-100.f), x);
     vf t = x + 12582912.f;
     vf f = x - (t - 12582912.f);
-#endif
     vf p = spread(1.3264727e-3f);
     p = p * f + 9.671513e-3f;
     p = p * f + 5.5507336e-2f;
     p = p * f + 2.4022242e-1f;
     p = p * f + 6.93147e-1f;
     p = p * f + 1.0f;
-#if VB == 64
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)t);
-#else
     return (vf)((vu)p + ((vu)t << 23));
-#endif
 }
 
 /* A whole vector to an aligned place past the cache: what is written there is not read first. */
