@@ -55,7 +55,8 @@ INL uint32_t above(vf a, vf b) {
 INL vi where_above(vf a, vf b, vi yes, vi no) { return (vi)blend(a > b, (vf)yes, (vf)no); }
 #endif
 
-/* 2^x for x <= 0, clamped at -100 (2^-100 is nothing beside the 1 that a maximum gives).
+/* 2^x for x <= 0, clamped at -100: 2^-100 is nothing beside the 1 that a maximum gives, and no subnormal number, which
+ * some processors multiply a hundred times slower.
  * Adding 1.5 x 2^23 rounds x to a whole number in the low bits; the polynomial is 2^f for |f| <= 1/2, to 1.4 ulp. Its
  * constant is exactly 1: else every block of keys would re-weigh the earlier ones. */
 INL vf exp2_neg(vf x) {
