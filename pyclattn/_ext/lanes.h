@@ -21,37 +21,38 @@ INL vf spread(float x) { return x - (vf){0}; }
 INL vi spread_int(int32_t x) { return x - (vi){0}; }
 INL vf blend(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
-/* Where either is NaN the second wins: larger(x, m) keeps m, larger(bound, x) and smaller(bound, x) keep x. */
+/* Where either is NaN the second wins: larger(x, m) keeps m, larger(bound, x) and smaller(bound, x) keep x. The lanes
+ * that a mask names are the bits of lanes_in. */
 #if VB == 64
 #include "x86.h"
 INL vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INL vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+INL uint32_t lanes_in(vi mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INL uint32_t above(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
 INL vi where_above(vf a, vf b, vi yes, vi no) {
     return (vi)_mm512_mask_mov_epi32((__m512i)no, (__mmask16)above(a, b), (__m512i)yes);
 }
-#elif VB == 32
+#else
+#if VB == 32
 #include "x86.h"
 INL vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INL vf smaller(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-INL uint32_t above(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)); }
+INL uint32_t lanes_in(vi mask) { return _mm256_movemask_ps((__m256)mask); }
 #elif defined(__SSE2__)
 #include <emmintrin.h>
 INL vf larger(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
 INL vf smaller(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
-INL uint32_t above(vf a, vf b) { return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)); }
+INL uint32_t lanes_in(vi mask) { return _mm_movemask_ps((__m128)mask); }
 #else
 INL vf larger(vf a, vf b) { return blend(a > b, a, b); }
 INL vf smaller(vf a, vf b) { return blend(a < b, a, b); }
-INL uint32_t above(vf a, vf b) {
-    vi mask = a > b;
+INL uint32_t lanes_in(vi mask) {
     uint32_t bits = 0;
     for (int i = 0; i < VL; i++) bits |= (uint32_t)(mask[i] & 1) << i;
     return bits;
 }
 #endif
-
-#if VB != 64
+INL uint32_t above(vf a, vf b) { return lanes_in(a > b); }
 INL vi where_above(vf a, vf b, vi yes, vi no) { return (vi)blend(a > b, (vf)yes, (vf)no); }
 #endif
 

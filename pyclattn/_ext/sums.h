@@ -85,16 +85,6 @@ static void tile_take_off(float *s, i64 n, i64 vectors, const float *center, flo
     }
 }
 
-#if VB == 64
-INL uint32_t lanes_in(vi mask) { return _mm512_movepi32_mask((__m512i)mask); }
-#else
-INL uint32_t lanes_in(vi mask) {
-    uint32_t bits = 0;
-    for (int i = 0; i < VL; i++) bits |= (uint32_t)(mask[i] & 1) << i;
-    return bits;
-}
-#endif
-
 /* Of one vector's lanes, those that count. */
 INL void weigh_lanes(vf x, uint32_t lanes, uint32_t first, uint32_t span, int shift, int64_t weight, int64_t *weights) {
     vi bits = (vi)x;
