@@ -307,7 +307,8 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
             n = min(lanes, n_members - first - i * lanes)
             if risks != NULL:
                 note_shares(w, m, members + first + i * lanes, n, risks)
-            w.isa.store(member + at_o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride, members + first + i * lanes)
+            w.isa.store(member + at_o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride,
+                        members + first + i * lanes)
         first += n_panels * lanes
 
 
