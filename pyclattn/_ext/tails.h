@@ -90,10 +90,11 @@ INL vf tilt_size(vf *u, i64 rank, const float *center, const float *spreads) {
 static void tile_tilt(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, float *mass, float *o,
                       i64 width) {
     for (i64 j = 0; j < vectors; j++) {
-        vf damping = 1.f / (tilt_size((vf *)u + j, rank, center, spreads) + 1.f), growth = 1.5f - 0.5f * damping;
+        vf damping = 1.f / (tilt_size((vf *)u + j, rank, center, spreads) + 1.f);
+        vf lost = (1.f - damping) * smaller(spread(1.f), 2.f * damping), growth = 1.f + 0.5f * lost;
         vf own = ((vf *)mass)[j] *= growth;
         for (i64 e = 0; e < width; e++) ((vf *)o)[e * NV + j] *= growth;
-        own *= damping * (3.3f - 2.5f * damping);
+        own *= damping * (0.8f + 2.5f * lost);
         for (i64 r = 0; r < rank; r++) ((vf *)u)[r * NV + j] *= own;
     }
 }

@@ -105,13 +105,14 @@ def _attend_cluster(
     step = (query - centroid[:-1]) / LOG2E
     on_axes = step @ axes.T
     damping = 1 / (1 + np.square(on_axes) @ spreads)
-    # e^x weighs more in the mean than e^(the mean of x)
-    growth = 1.5 - 0.5 * damping
+    # e^x weighs more in the mean than e^(the mean of x); far queries (docs/coclustered.md, step 6) would overshoot
+    lost = (1 - damping) * np.minimum(1, 2 * damping)
+    growth = 1 + 0.5 * lost
     far, near = growth[:, None] * np.exp2(far - top), _rounded(is_rounded, np.exp2(near - top))
     total = far.sum(axis=-1) + near.sum(axis=-1)
     share = far.sum(axis=-1) / total
     result = (far @ tail[:, depth:] + near @ values) / total[:, None]
-    result += (share * damping * (3.3 - 2.5 * damping))[:, None] * (on_axes @ axes_slope)
+    result += (share * damping * (0.8 + 2.5 * lost))[:, None] * (on_axes @ axes_slope)
     result += (share / (1 + np.square(np.square(step) @ listed_spreads)))[:, None] * (step @ slope)
     return result, np.stack([share, np.square(on_axes) @ spreads], axis=1)
 
