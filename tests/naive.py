@@ -419,18 +419,16 @@ class CoclusteredHead:
         for i in self.groups[c]:
             step = factor * (self.q[i] - center)
             tail = [float(step @ k) + math.log(m) + peak for k, m in zip(keys, masses)]
-            u = step @ self.axes
-            size = float(u**2 @ self.spread)
-            lost = size / (1 + size) * min(1, 2 / (1 + size))
-            growth = math.log(1 + 0.5 * lost)
-            tail = [x + growth for x in tail]
             p = softmax([*tail, *(factor * float(self.q[i] @ self.k[j]) + self.bias[j] for j in order)])
             row = weighted_sum(p, np.array([*values, *self.v[order]]))
             if tail:
+                u = step @ self.axes
                 share = sum(p[: len(tail)])
-                row = row + share * (0.8 + 2.5 * lost) / (1 + size) * (u @ slope) / sum(masses)
-                own_size = float(step**2 @ own_spread) / sum(masses)
-                row = row + share / (1 + own_size**2) * (step @ own_slope) / sum(masses)
+                for x, own, spread, power in (
+                    (u, slope, self.spread, 1),
+                    (step, own_slope, own_spread / sum(masses), 2),
+                ):
+                    row = row + share / (1 + float(x**2 @ spread) ** power) * (x @ own) / sum(masses)
             rows.append(row)
         return rows
 

@@ -47,8 +47,8 @@ cdef extern from "tile.h" nogil:
         void (*part)(float *, i64, const float *, const float *, i64, const float *, int32_t, tile_lists *, float *,
                      float *, float *) noexcept nogil
         void (*tail)(float *, const float *, i64, i64, const float *, const float *) noexcept nogil
-        void (*tilt)(float *, i64, const float *, const float *, i64, float *, float *, i64) noexcept nogil
-        void (*tilt_own)(float *, i64, const float *, const float *, i64, const float *) noexcept nogil
+        void (*tilt)(float *, i64, const float *, const float *, i64, const float *, const float *,
+                     const float *, int) noexcept nogil
         void (*share)(float *, i64, i64, i64, float *) noexcept nogil
         void (*nearby)(const float *, i64, i64, const float *, const int64_t *, int64_t, float *, tile_best *,
                        i64) noexcept nogil

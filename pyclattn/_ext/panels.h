@@ -331,7 +331,7 @@ const tile_isa TABLE_NAME(ISA) = {
     NAME(ISA), LANES, VL, MR, PAIR, 2.0 * PAIR * MR * LANES,
     tile_load, tile_pack_rows, tile_pack_columns, tile_score, tile_soften, tile_soften_masked, tile_accumulate, tile_store, tile_mask_future,
     tile_add_bias, tile_allow, tile_pick, tile_cut, tile_sign, tile_nearest, tile_finish,
-    tile_part, tile_tail, tile_tilt, tile_tilt_own, tile_share, tile_nearby, tile_farthest,
+    tile_part, tile_tail, tile_tilt, tile_share, tile_nearby, tile_farthest,
     tile_laplace, tile_keep, tile_temper, tile_add_shares, tile_gate, tile_lean, tile_order,
     tile_score_pairs, tile_share_pairs, tile_sum_pairs,
     tile_floor, tile_next_above, tile_dots, tile_add_rows, tile_assign, tile_sum_rows, tile_add_squares,

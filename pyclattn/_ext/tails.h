@@ -74,36 +74,18 @@ static void tile_lean(const float *row, const float *mean, i64 depth, i64 width,
     for (i64 e = 0; e < width; e++) value[e] = row[depth + 1 + e] - mean[depth + 1 + e];
 }
 
-/* u becomes (u - center) ln 2; its size, sum u^2 spread. */
-INL vf tilt_size(vf *u, i64 rank, const float *center, const float *spreads) {
-    vf size = {0};
-    for (i64 r = 0; r < rank; r++) {
-        u[r * NV] = (u[r * NV] - center[r]) * 0.693147180559945f;
-        size += u[r * NV] * (u[r * NV] * spreads[r]);  /* the square alone may be too large */
-    }
-    return size;
-}
-
-/* u, scores on the axes, becomes the weights of the slopes: (u - center) ln 2 times the tail's mass, damped by 1 + size,
- * size = sum u^2 spread. The mass and o, the tail's sums, grow before by what the mean row loses: e^x weighs more in the
- * mean than e^(the mean of x). So do the slopes. */
-static void tile_tilt(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, float *mass, float *o,
-                      i64 width) {
+/* u, scores on the axes, becomes the weights of the slopes: (u - center) ln 2, damped by 1 + sum u^2 spread, or that sum's
+ * square, times the mass of the tail, tail_mass, which was summed beneath the maximum tail_m. */
+static void tile_tilt(float *u, i64 rank, const float *center, const float *spreads, i64 vectors,
+                      const float *tail_m, const float *tail_mass, const float *m, int is_squared) {
     for (i64 j = 0; j < vectors; j++) {
-        vf damping = 1.f / (tilt_size((vf *)u + j, rank, center, spreads) + 1.f);
-        vf lost = (1.f - damping) * smaller(spread(1.f), 2.f * damping), growth = 1.f + 0.5f * lost;
-        vf own = ((vf *)mass)[j] *= growth;
-        for (i64 e = 0; e < width; e++) ((vf *)o)[e * NV + j] *= growth;
-        own *= damping * (0.8f + 2.5f * lost);
-        for (i64 r = 0; r < rank; r++) ((vf *)u)[r * NV + j] *= own;
-    }
-}
-
-/* The same for slopes of a cluster's own, damped by 1 + size^2; the sums stay as they are. */
-static void tile_tilt_own(float *u, i64 rank, const float *center, const float *spreads, i64 vectors,
-                          const float *mass) {
-    for (i64 j = 0; j < vectors; j++) {
-        vf size = tilt_size((vf *)u + j, rank, center, spreads), own = ((const vf *)mass)[j] / (size * size + 1.f);
-        for (i64 r = 0; r < rank; r++) ((vf *)u)[r * NV + j] *= own;
+        vf size = {0}, *x = (vf *)u + j;
+        for (i64 r = 0; r < rank; r++) {
+            x[r * NV] = (x[r * NV] - center[r]) * 0.693147180559945f;
+            size += x[r * NV] * (x[r * NV] * spreads[r]);  /* the square alone may be too large */
+        }
+        if (is_squared) size *= size;
+        vf share = ((const vf *)tail_mass)[j] * exp2_neg(((const vf *)tail_m)[j] - ((const vf *)m)[j]) / (size + 1.f);
+        for (i64 r = 0; r < rank; r++) x[r * NV] *= share;
     }
 }

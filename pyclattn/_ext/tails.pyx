@@ -216,53 +216,39 @@ cdef void member_begin(Buffers *w, float *member, const float *query, i64 q_stri
             memcpy(words + (w.n_words - 1) * lanes + i, &ones, sizeof(float))
 
 
-cdef void tilt_tail(Buffers *w, i64 lane, float *member, const int64_t *members, i64 n, const float *axes,
-                    const float *spreads, float *risks) noexcept nogil:
-    """Grow the sums of a panel's tail and add its slopes; note by what variance the members' logits there are off."""
+cdef void note_risks(Buffers *w, const float *spreads, const float *m, const int64_t *members, i64 n,
+                     float *risks) noexcept nogil:
+    """Of each member of a panel: the tail's share of its softmax, and by what variance its logits there are off."""
     cdef:
-        i64 i, k, vectors = (n + w.isa.vector - 1) // w.isa.vector
-        float *o = member + w.depth * padded(w.lanes)
-        float *mass = o + (w.width + 1) * padded(w.lanes)
-        float x, variance
-    w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
-    if risks != NULL:
-        for i in range(n):
-            variance = 0
-            for k in range(w.rank):
-                x = (w.u[k * w.lanes + i] - w.on_axes[k]) * LN2
-                variance += x * (x * spreads[k])
-            risks[2 * members[i] + 1] = variance
-    w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, mass, o, w.width)
-    w.isa.accumulate(w.slopes + lane * w.slope_stride, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
-    if w.lists[1].counts[lane] > 0:
-        memcpy(w.off, member, (w.depth - 1) * w.lanes * sizeof(float))
-        w.isa.tilt_own(w.off, w.depth - 1, w.center, w.spreads, vectors, mass)
-        w.isa.accumulate(w.slope, w.width, w.depth - 1, w.width, w.off, vectors, w.ones, o)
-
-
-cdef void note_shares(Buffers *w, const float *m, const int64_t *members, i64 n, float *risks) noexcept nogil:
-    """The tail's share of the softmax of each member of a panel."""
-    cdef:
-        i64 i
+        i64 i, k
         size_t row = padded(w.lanes)
+        float x, variance
     for i in range(n):
+        variance = 0
+        for k in range(w.rank):
+            x = (w.u[k * w.lanes + i] - w.on_axes[k]) * LN2
+            variance += x * (x * spreads[k])
         risks[2 * members[i]] = m[3 * row + i] * exp2f(min(0.0, max(-100.0, m[2 * row + i] - m[i]))) / m[row + i]
+        risks[2 * members[i] + 1] = variance
 
 
 cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *query, i64 q_stride,
                       const int64_t *members, i64 n_members, float factor, const float *axes, const float *spreads,
                       const float *tail, i64 n_after, float *out, i64 o_stride, float *risks) noexcept nogil:
-    """The members of the cluster in this lane: its tail first, with its slopes, then its rows.
+    """The members of the cluster in this lane: its tail first, then its rows, then the slopes.
 
     Members of other clusters follow in order, up to `n_after` from the first of these."""
     cdef:
         Block b
-        i64 first = 0, n_panels, i, n, k, at, last, n_rows = w.lists[0].counts[lane], lanes = w.lanes
+        i64 first = 0, n_panels, i, n, k, vectors, at, last, n_rows = w.lists[0].counts[lane], lanes = w.lanes
         size_t at_o = w.depth * padded(lanes), at_m = at_o + w.width * padded(lanes)
         size_t at_taken = at_m + 4 * padded(lanes) if w.n_words else 0
         const int32_t *taken = w.lists[0].rows + lane * w.lists[0].room
         float *member
+        float *o
         float *m
+        float *tail_m
+        float *tail_mass
     for k in range(w.rank):
         w.on_axes[k] = w.centers[k * lanes + lane]
     for k in range(w.depth - 1):
@@ -283,7 +269,6 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
                 b = rows_at(w, tail + at * w.size, w.in_order, min(TILE_KEYS, w.n_tail[lane] - at))
                 step(w, w.isa, member, member + at_o, &b, n)
                 at += b.n
-            tilt_tail(w, lane, member, members + first + i * lanes, n, axes, spreads, risks)
             memcpy(m + 2 * padded(lanes), m, 2 * padded(lanes) * sizeof(float))  # what the tail came to
         at = 0
         while at < n_rows:
@@ -303,12 +288,20 @@ cdef void attend_lane(Buffers *w, i64 lane, const float *rows, const float *quer
             at += b.n
         for i in range(n_panels):
             member = w.members + i * w.member_size
-            m = member + at_m
+            o, m = member + at_o, member + at_m
             n = min(lanes, n_members - first - i * lanes)
+            vectors = (n + w.isa.vector - 1) // w.isa.vector
+            tail_m, tail_mass = m + 2 * padded(lanes), m + 3 * padded(lanes)
+            w.isa.score(axes, w.depth - 1, w.rank, w.depth - 1, member, vectors, w.u, w.peaks)
             if risks != NULL:
-                note_shares(w, m, members + first + i * lanes, n, risks)
-            w.isa.store(member + at_o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride,
-                        members + first + i * lanes)
+                note_risks(w, spreads, m, members + first + i * lanes, n, risks)
+            w.isa.tilt(w.u, w.rank, w.on_axes, spreads, vectors, tail_m, tail_mass, m, False)
+            w.isa.accumulate(w.slopes + lane * w.slope_stride, w.width, w.rank, w.width, w.u, vectors, w.ones, o)
+            if w.lists[1].counts[lane] > 0:
+                memcpy(w.off, member, (w.depth - 1) * lanes * sizeof(float))
+                w.isa.tilt(w.off, w.depth - 1, w.center, w.spreads, vectors, tail_m, tail_mass, m, True)
+                w.isa.accumulate(w.slope, w.width, w.depth - 1, w.width, w.off, vectors, w.ones, o)
+            w.isa.store(o, m + padded(lanes), n, w.width, 1.0, NULL, out, o_stride, members + first + i * lanes)
         first += n_panels * lanes
 
 

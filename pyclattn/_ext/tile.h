@@ -100,9 +100,8 @@ typedef struct {
     void (*part)(float *s, i64 n, const float *group_peaks, const float *key_scores, i64 vectors,
                  const float *limits, int32_t first, tile_lists lists[2], float *m, float *mass, float *alpha);
     void (*tail)(float *o, const float *panel, i64 depth, i64 vectors, const float *mass, const float *top);
-    void (*tilt)(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, float *mass, float *o,
-                 i64 width);
-    void (*tilt_own)(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, const float *mass);
+    void (*tilt)(float *u, i64 rank, const float *center, const float *spreads, i64 vectors, const float *tail_m,
+                 const float *tail_mass, const float *m, int is_squared);
     /* what centroid attention needs (centroids.h): each row of scores, over n_lanes lanes of panels panel_stride
      * floats apart, becomes 2^(s - its largest), idle lanes 0; totals[k] = the sum of row k */
     void (*share)(float *s, i64 panel_stride, i64 n, i64 n_lanes, float *totals);

@@ -102,18 +102,15 @@ def _attend_cluster(
     near = _rounded(is_rounded, query) @ keys.T + own[:, depth - 1]
     far = query @ tail[:, : depth - 1].T + tail[:, depth - 1]
     top = np.concatenate([far, near], axis=1).max(axis=-1, keepdims=True)
-    step = (query - centroid[:-1]) / LOG2E
-    on_axes = step @ axes.T
-    damping = 1 / (1 + np.square(on_axes) @ spreads)
-    # e^x weighs more in the mean than e^(the mean of x); far queries (docs/coclustered.md, step 6) would overshoot
-    lost = (1 - damping) * np.minimum(1, 2 * damping)
-    growth = 1 + 0.5 * lost
-    far, near = growth[:, None] * np.exp2(far - top), _rounded(is_rounded, np.exp2(near - top))
+    far, near = np.exp2(far - top), _rounded(is_rounded, np.exp2(near - top))
     total = far.sum(axis=-1) + near.sum(axis=-1)
     share = far.sum(axis=-1) / total
+    step = (query - centroid[:-1]) / LOG2E
+    on_axes = step @ axes.T
     result = (far @ tail[:, depth:] + near @ values) / total[:, None]
-    result += (share * damping * (0.8 + 2.5 * lost))[:, None] * (on_axes @ axes_slope)
-    result += (share / (1 + np.square(np.square(step) @ listed_spreads)))[:, None] * (step @ slope)
+    for u, own, spread, power in ((on_axes, axes_slope, spreads, 1), (step, slope, listed_spreads, 2)):
+        damping = 1 + (np.square(u) @ spread) ** power
+        result += (share / damping)[:, None] * (u @ own)
     return result, np.stack([share, np.square(on_axes) @ spreads], axis=1)
 
 
